@@ -1,0 +1,31 @@
+# make demo: the whole thesis on drawn scenes -> runs/demo/report.html
+# make test: everything that is checked, offline
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint tiny-clip clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m camvid_lang demo --out runs/demo
+
+test: $(INSTALLED) lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Trains the tiny CLIP that the package carries anew (minutes); needed only when scenes change.
+tiny-clip: $(INSTALLED)
+	$(BIN)/python -m camvid_lang.tiny_clip --out camvid_lang/assets/camvid-tiny.safetensors
+
+$(INSTALLED): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf runs build dist *.egg-info

@@ -1,0 +1,56 @@
+"""The whole thesis on drawn scenes: nine experiments, one page. No download, no accelerator."""
+
+from pathlib import Path
+
+from camvid_lang.data import load
+from camvid_lang.evaluation import chance_scores
+from camvid_lang.experiments import THESIS_ROWS, configure
+from camvid_lang.results import write_json
+from camvid_lang.run_reports import report_runs
+from camvid_lang.runs import run
+from camvid_lang.scenes import write_scenes
+
+__all__ = ["DEMO_SETTINGS", "run_demo"]
+
+# On top of the `cpu` profile: small crops for small scenes, and a higher rate for few steps.
+DEMO_SETTINGS = {"crop": 128, "batch_size": 8, "epochs": 14, "lr": 1e-3}
+# ResNet-18 starts from random weights here, so its rate is not held down; it is the dearest row.
+SWIFTNET_SETTINGS = {"epochs": 8, "encoder_lr": 1e-3}
+
+
+def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool = False) -> dict:
+    """Draw the scenes, run every row of the thesis on them, write results.json and report.html.
+
+    Args:
+        out: folder; runs that are already finished there are read back.
+        seed: of the scenes and of training.
+        fresh: run everything again.
+
+    Returns:
+        {"chance": scores, "experiments": {name: results}}, as written to results.json.
+    """
+    out = Path(out)
+    data = out / "scenes"
+    write_scenes(data, seed=seed)
+    experiments = {}
+    for number, name in enumerate(THESIS_ROWS, start=1):
+        experiment = configure(name, "cpu", {**_settings(name), "seed": seed})
+        print(f"[{number}/{len(THESIS_ROWS)}] {name}", flush=True)
+        experiments[name] = run(
+            experiment, data, out / name, device, fresh, command="python -m camvid_lang demo"
+        )
+    results = {"chance": chance_scores(load(data, "test"), seed), "experiments": experiments}
+    write_json(out / "results.json", results)
+    page = report_runs([out], out / "report.html")
+    print(f"{'':28}{'mIoU on scenes':>15}")
+    print(f"{'chance':28}{results['chance']['miou']:>13.1f} %")
+    for name, result in experiments.items():
+        print(f"{name:28}{result['miou']:>13.1f} %")
+    print(f"open {page}")
+    return results
+
+
+def _settings(name: str) -> dict:
+    if name.startswith("bilinear"):
+        return {}
+    return DEMO_SETTINGS | (SWIFTNET_SETTINGS if name == "swiftnet" else {})

@@ -1,0 +1,90 @@
+"""Predictions of models over frames, and scores of folders of predictions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from camvid_lang.data import Frames, read_label
+from camvid_lang.errors import InputError
+from camvid_lang.metrics import confusion_matrix, confusion_metric, scores
+from camvid_lang.models import Segmenter
+from camvid_lang.taxonomy import NUM_CLASSES
+from camvid_lang.training import mixed_precision
+
+__all__ = ["chance_scores", "evaluate", "predict", "score_folders"]
+
+
+@torch.inference_mode()
+def predict(model: Segmenter, images: Tensor) -> Tensor:
+    """(N, 3, H, W) images -> (N, H, W) uint8 ids of the best class, by a model in `eval` mode."""
+    device = images.device
+    precision = mixed_precision(device)
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        return model.segment(images)
+
+
+def evaluate(
+    model: Segmenter, frames: Frames, batch_size: int = 2, desc: str = "evaluate"
+) -> tuple[dict, Tensor]:
+    """Scores of a model over whole frames, and its confusion matrix (12, 12)."""
+    model.eval()
+    metric = confusion_metric().to(frames.images.device)
+    for start in tqdm(range(0, len(frames), batch_size), desc=desc, unit="batch", mininterval=1):
+        part = slice(start, start + batch_size)
+        metric.update(predict(model, frames.images[part]).long(), frames.labels[part].long())
+    matrix = metric.compute().cpu()
+    return scores(matrix), matrix
+
+
+def chance_scores(frames: Frames, seed: int = 0) -> dict:
+    """Scores of guessing each pixel's class uniformly at random, measured like any model's."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def guesses() -> Iterator[tuple[Tensor, Tensor]]:
+        for label in frames.labels.cpu():
+            yield torch.randint(NUM_CLASSES, label.shape, generator=generator), label
+
+    return scores(confusion_matrix(guesses()))
+
+
+def score_folders(predictions: str | Path, labels: str | Path) -> dict:
+    """Scores of a folder of predicted id PNGs against a folder of label PNGs, matched by name.
+
+    Raises:
+        InputError: a folder that is missing or empty, a label without prediction or the other way
+            round, a file that is no id map, or two that differ in size. All are named.
+    """
+    folders = Path(predictions), Path(labels)
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"folder {folder} does not exist")
+        files = {path.name: path for path in folder.glob("*.png") if not path.name.startswith(".")}
+        if not files:
+            raise InputError(f"folder {folder} holds no .png file: id maps are expected")
+        found.append(files)
+    for have, other, kind in ((0, 1, "label"), (1, 0, "prediction")):
+        if alone := sorted(found[have].keys() - found[other].keys()):
+            raise InputError(
+                f"{len(alone)} file(s) of {folders[have]} have no {kind} in {folders[other]}: "
+                f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
+            )
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for name in sorted(found[0]):
+            prediction, label = (torch.tensor(read_label(files[name])) for files in found)
+            if prediction.shape != label.shape:
+                raise InputError(
+                    f"{found[0][name]} is {_size(prediction)} but its label is {_size(label)}: "
+                    "scores are taken at the label's size"
+                )
+            yield prediction, label
+
+    return scores(confusion_matrix(pairs()))
+
+
+def _size(label: Tensor) -> str:
+    return f"{label.shape[1]}x{label.shape[0]}"

@@ -1,0 +1,88 @@
+"""Frames, labels and predictions side by side (figure 4.1 and the samples)."""
+
+import math
+
+import numpy as np
+from matplotlib.patches import Patch
+
+from camvid_lang.errors import InputError
+from camvid_lang.plotting import FONT, OKABE_ITO, Canvas, colour_labels, hexadecimal
+from camvid_lang.taxonomy import CLASSES, PALETTE, VOID
+
+__all__ = ["CAMVID_NAMES", "frames_and_labels", "overlay", "predictions"]
+
+CAMVID_NAMES = (*CLASSES, "void")
+
+
+def _gallery(title, rows, names, colours):
+    """Pictures in a table with a legend; each row is a list of (heading, picture)."""
+    if not rows:
+        raise InputError(f"{title}: there is no frame to show; give at least one")
+    height, width = rows[0][0][1].shape[:2]
+    columns = len(rows[0])
+    each = 9.6 / max(columns, 3)
+    across = 6 if columns > 2 else 4
+    legend = math.ceil(len(names) / across) * 0.25 + 0.2
+    tall = len(rows) * (each * height / width + 0.3) + 0.6
+    figure = Canvas(title, each * columns, tall + legend)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, pictures in zip(axes, rows, strict=True):
+        for place, (heading, picture) in zip(line, pictures, strict=True):
+            place.imshow(picture, interpolation="nearest")
+            place.set(xticks=[], yticks=[])
+            heading = heading if len(heading) <= 32 else f"…{heading[-31:]}"
+            place.set_title(heading, fontsize=FONT, loc="left")
+    patches = [
+        Patch(facecolor=hexadecimal(colour), edgecolor="black", linewidth=0.5, label=name)
+        for name, colour in zip(names, colours, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=across, fontsize=FONT)
+    return figure
+
+
+def _channels_last(image):
+    return np.moveaxis(np.asarray(image), 0, -1)
+
+
+def frames_and_labels(images, labels, titles, names=CAMVID_NAMES, colours=PALETTE):
+    """Figure 4.1: each frame beside its coloured label, with a legend.
+
+    `titles` is one short text per frame; `names` and `colours` one entry per id, void last.
+    Raises InputError for no frame, or an id without a colour.
+    """
+    rows = [
+        [(title, _channels_last(image)), ("label", colour_labels(label, colours))]
+        for image, label, title in zip(images, labels, titles, strict=True)
+    ]
+    return _gallery("Frames and their labels", rows, names, colours)
+
+
+def predictions(
+    images, labels, predictions, titles, names=CAMVID_NAMES, colours=PALETTE, void=VOID
+):
+    """Sample frames: frame, label, prediction, and where the two differ, with a legend.
+
+    The last column is light grey where right, vermilion where wrong, black where the label is
+    `void` and nothing counts; its heading states the share of right pixels in percent.
+    """
+    errors = np.array([(225, 225, 225), OKABE_ITO[3], (0, 0, 0)], dtype=np.uint8)
+    rows = []
+    for image, label, guess, title in zip(images, labels, predictions, titles, strict=True):
+        label, guess = np.asarray(label), np.asarray(guess)
+        counted = label != void
+        state = np.where(counted, label != guess, 2).astype(np.int64)
+        right = f"{100 * (state[counted] == 0).mean():.1f} % right" if counted.any() else "all void"
+        pictures = [(title, _channels_last(image)), ("label", colour_labels(label, colours))]
+        pictures.append(("prediction", colour_labels(guess, colours)))
+        rows.append([*pictures, (f"errors: {right}", errors[state])])
+    return _gallery("Frames, labels and predictions", rows, names, colours)
+
+
+def overlay(image, ids, names, colours):
+    """A picture beside the same picture tinted by class, with a legend.
+
+    `image` is uint8 (H, W, 3), `ids` (H, W); `names` and `colours` hold one entry per id.
+    """
+    tinted = 0.45 * np.asarray(image, dtype=float) + 0.55 * colour_labels(ids, colours)
+    row = [("picture", np.asarray(image)), ("segmentation", tinted.round().astype(np.uint8))]
+    return _gallery("Segmentation by words", [row], names, colours)

@@ -1,0 +1,247 @@
+"""Tables 7.1 to 7.6 as data: measured scores beside the thesis's, and their difference.
+
+The page, the notebooks and markdown all show these same tables. Scores are percent, differences
+points (measured minus published); None is a value that does not exist and is shown as a dash.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from camvid_lang.errors import InputError
+from camvid_lang.taxonomy import CLASSES
+
+__all__ = [
+    "DASH",
+    "THESIS_NAMES",
+    "Table",
+    "check_results",
+    "published",
+    "shown",
+    "tables",
+    "to_markdown",
+]
+
+DASH = "–"
+
+THESIS_NAMES = (
+    "bilinear-names",
+    "bilinear-descriptions",
+    "adapter-names",
+    "adapter-descriptions",
+    "frozen-names",
+    "frozen-descriptions",
+    "full-descriptions",
+    "full-narrow-descriptions",
+    "swiftnet",
+)
+
+TITLES = {
+    "accuracy": "Accuracy",
+    "mean_accuracy": "Mean accuracy",
+    "miou_train": "mIoU (train)",
+    "miou": "mIoU",
+}
+SHORT = ("accuracy", "mean_accuracy", "miou")
+LONG = ("accuracy", "mean_accuracy", "miou_train", "miou")
+TEXTS = "Text"
+# Number, title, heading of the first column, scores, rows (experiment, name of the row).
+LAYOUT = (
+    (
+        "7.1",
+        "Bilinear baseline: the encoder's stride-32 map, enlarged ×32; nothing is learned",
+        TEXTS,
+        SHORT,
+        {"bilinear-names": "Class names", "bilinear-descriptions": "Class descriptions"},
+    ),
+    (
+        "7.2",
+        "Adapter baseline: two learned 1×1 convolutions before the enlargement",
+        TEXTS,
+        SHORT,
+        {"adapter-names": "Class names", "adapter-descriptions": "Class descriptions"},
+    ),
+    (
+        "7.3",
+        "Frozen encoder: only the upsampler learns (640 channels per pyramid level)",
+        TEXTS,
+        LONG,
+        {"frozen-names": "Class names", "frozen-descriptions": "Class descriptions"},
+    ),
+    (
+        "7.5",
+        "Whole network learned, on class descriptions",
+        "Spatial pyramid",
+        LONG,
+        {
+            "full-descriptions": "640 channels per level",
+            "full-narrow-descriptions": "160 channels per level",
+        },
+    ),
+    (
+        "7.6",
+        "All approaches side by side",
+        "Approach",
+        SHORT,
+        {
+            "bilinear-descriptions": "Bilinear, descriptions",
+            "adapter-descriptions": "Adapter, descriptions",
+            "frozen-names": "Frozen encoder, names",
+            "full-narrow-descriptions": "Narrow pyramid, descriptions",
+            "swiftnet": "SwiftNet, single scale",
+        },
+    ),
+)
+BY_CLASS = {
+    "frozen-names": "Frozen encoder, names",
+    "full-narrow-descriptions": "Whole network, narrow, descriptions",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of scores.
+
+    `number` is the thesis's ("7.1"; empty for a table of our own); `groups` are the scores' names,
+    each of which has the columns `parts`; a row is its name, then one value (float or None) per
+    column.
+    """
+
+    number: str
+    title: str
+    first: str
+    groups: tuple[str, ...]
+    rows: tuple[tuple, ...]
+    parts: tuple[str, ...] = ("measured", "thesis", "difference")
+
+    @property
+    def columns(self):
+        """The headings of all columns, flat, with units."""
+        return (
+            self.first,
+            *(
+                f"{group}, {part} ({'points' if part == 'difference' else '%'})"
+                for group in self.groups
+                for part in self.parts
+            ),
+        )
+
+    @property
+    def caption(self):
+        """Number and title in one line."""
+        return f"Table {self.number}: {self.title}" if self.number else self.title
+
+
+def _score(value, where):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{where} is {value!r}; a score is a number in percent, or null")
+    return float(value) if math.isfinite(value) else None
+
+
+def check_results(results):
+    """`results` as (chance or None, {experiment: result}), or InputError naming what is wrong."""
+    wrong = "results: expected {'chance': ..., 'experiments': {name: result}}"
+    if not isinstance(results, Mapping) or not isinstance(results.get("experiments"), Mapping):
+        raise InputError(f"{wrong}; there is no 'experiments' mapping")
+    entries = dict(results["experiments"])
+    if results.get("chance") is not None:
+        entries = {"chance": results["chance"], **entries}
+    for name, result in entries.items():
+        if not isinstance(result, Mapping):
+            raise InputError(f"{wrong}; {name!r} is not a mapping of scores")
+        for key in LONG:
+            _score(result.get(key), f"results: {key!r} of {name!r}")
+        for kind in ("iou", "thesis", "settings", "data", "encoder", "versions"):
+            if not isinstance(result.get(kind) or {}, Mapping):
+                raise InputError(f"{wrong}; {kind!r} of {name!r} is not a mapping")
+        for label, value in (result.get("iou") or {}).items():
+            _score(value, f"results: the IoU of {label!r} of {name!r}")
+    return results.get("chance"), dict(results["experiments"])
+
+
+def _triple(measured, published):
+    measured, published = _score(measured, "measured"), _score(published, "published")
+    if measured is None or published is None:
+        return measured, published, None
+    # The difference of what is shown, so that a reader's own subtraction agrees.
+    return measured, published, round(round(measured, 2) - round(published, 2), 2)
+
+
+def published(name, experiments, thesis_rows=None):
+    """The thesis's scores for an experiment: its result's, over those in `thesis_rows`, over {}."""
+    own = (experiments.get(name) or {}).get("thesis") or {}
+    return {**((thesis_rows or {}).get(name) or {}), **own}
+
+
+def tables(results, thesis_rows=None):
+    """Tables 7.1 to 7.6 in order, then the measured rows that the thesis does not have, if any.
+
+    `results` is {"chance": scores or None, "experiments": {name: result}} as a run or the demo
+    writes it; `thesis_rows` maps an experiment's name to its published scores, for rows that were
+    not run. Raises InputError for results of another form.
+    """
+    chance, experiments = check_results(results)
+    built = []
+    for number, title, first, keys, names in LAYOUT:
+        rows = []
+        for name, text in names.items():
+            ours, theirs = experiments.get(name, {}), published(name, experiments, thesis_rows)
+            cells = [_triple(ours.get(key), theirs.get(key)) for key in keys]
+            rows.append((text, *(value for cell in cells for value in cell)))
+        built.append(Table(number, title, first, tuple(TITLES[key] for key in keys), tuple(rows)))
+    rows = []
+    for label in CLASSES:
+        cells = []
+        for name in BY_CLASS:
+            ours, theirs = experiments.get(name, {}), published(name, experiments, thesis_rows)
+            cells += _triple(
+                (ours.get("iou") or {}).get(label), (theirs.get("iou") or {}).get(label)
+            )
+        rows.append((label, *cells))
+    groups = tuple(BY_CLASS.values())
+    by_class = Table("7.4", "IoU of each class", "Class", groups, tuple(rows))
+    built.insert(3, by_class)
+
+    others = {"Chance": chance} if chance else {}
+    others.update((name, one) for name, one in experiments.items() if name not in THESIS_NAMES)
+    if others:
+        groups = tuple(TITLES[key] for key in LONG)
+        rows = tuple(
+            (name, *(_score(result.get(key), key) for key in LONG))
+            for name, result in others.items()
+        )
+        title = "Measured here, not in the thesis"
+        built.append(Table("", title, "Run", groups, rows, parts=("measured",)))
+    return built
+
+
+def shown(value, part="measured"):
+    """A table's value as text: two decimals, a difference with its sign, None as a dash."""
+    if value is None:
+        return DASH
+    if isinstance(value, str):
+        return value
+    if part != "difference":
+        return f"{value:.2f}"
+    return "0.00" if round(value, 2) == 0 else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def to_markdown(table):
+    """The table in GitHub's markdown, with its caption above it."""
+
+    def clean(text):
+        return str(text).replace("|", r"\|").replace("\n", " ")
+
+    parts = ("", *(part for _ in table.groups for part in table.parts))
+    lines = [
+        f"**{clean(table.caption)}**",
+        "",
+        "| " + " | ".join(clean(column) for column in table.columns) + " |",
+        "|---" + "|---:" * (len(table.columns) - 1) + "|",
+    ]
+    for row in table.rows:
+        cells = (clean(shown(value, part)) for value, part in zip(row, parts, strict=True))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,104 @@
+"""Fixtures shared by the tests: the real CamVid where it is at hand, and a tiny data set."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: what is marked slow runs last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """The real CamVid; the test is skipped where it is absent."""
+    given = os.environ.get("CAMVID_DIR")
+    root = Path(given) if given else REPO.parent / "shared" / "camvid"
+    if not (root / "train").is_dir():
+        pytest.skip(f"no CamVid in {root} (set CAMVID_DIR)")
+    return root
+
+
+def _weights(name: str) -> Path:
+    """A file of third-party weights, which the repository does not carry."""
+    given = os.environ.get("CAMVID_WEIGHTS_DIR")
+    path = (Path(given) if given else REPO.parent / "shared" / "weights") / name
+    if not path.is_file():
+        pytest.skip(f"no {name} in {path.parent} (set CAMVID_WEIGHTS_DIR)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def resnet18_weights() -> Path:
+    """ImageNet weights of ResNet-18; the test is skipped where they are absent."""
+    return _weights("resnet18_imagenet1k_v1.safetensors")
+
+
+@pytest.fixture(scope="session")
+def clip_text_bank() -> Path:
+    """Phrases embedded by the real CLIP ViT-B/16; the test is skipped where they are absent."""
+    return _weights("clip_vit_b16_text.npz")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Nothing is read from, or left in, the user's caches; no hub is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAMVID_LANG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
+        yield
+
+
+def write_dataset(
+    root: Path,
+    train: int = 6,
+    val: int = 2,
+    test: int = 3,
+    size: tuple[int, int] = (96, 128),
+    suffix: str = ".png",
+    seed: int = 0,
+) -> Path:
+    """A small valid data set of random pictures; every label holds all ids 0..11."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            name = f"{split}_{number:03d}"
+            # Coarse blocks: real pictures are not white noise, and these compress.
+            image = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            label = random.integers(0, 12, (height // 8, width // 8), dtype=np.uint8)
+            image = image.repeat(8, axis=0).repeat(8, axis=1)
+            label = label.repeat(8, axis=0).repeat(8, axis=1)
+            label[0, :12] = range(12)
+            Image.fromarray(image).save(root / split / f"{name}{suffix}")
+            Image.fromarray(label).save(root / f"{split}annot" / f"{name}.png")
+    return root
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """`make_dataset(name="data", **options)`: a fresh tiny data set, options as above."""
+
+    def make(name: str = "data", **options: object) -> Path:
+        return write_dataset(tmp_path / name, **options)
+
+    return make
+
+
+@pytest.fixture
+def tiny_dataset(make_dataset: Callable[..., Path]) -> Path:
+    """A fresh data set of 6 train, 2 val and 3 test frames of 96x128."""
+    return make_dataset()

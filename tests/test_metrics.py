@@ -1,0 +1,142 @@
+"""Scores against an independent confusion matrix in numpy, and `score` on folders."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from camvid_lang.cli import main
+from camvid_lang.data import Frames
+from camvid_lang.errors import InputError
+from camvid_lang.evaluation import chance_scores, score_folders
+from camvid_lang.metrics import confusion_matrix, scores
+from camvid_lang.taxonomy import CLASSES, VOID
+
+
+def independent(pairs):
+    """The protocol once more, by counting in numpy."""
+    hits, labelled, predicted = (np.zeros(11) for _ in range(3))
+    for prediction, label in pairs:
+        counted = label != VOID
+        for k in range(11):
+            hits[k] += ((prediction == k) & (label == k) & counted).sum()
+            labelled[k] += ((label == k) & counted).sum()
+            predicted[k] += ((prediction == k) & counted).sum()
+    union = labelled + predicted - hits
+    iou = [100 * h / u if u else None for h, u in zip(hits, union, strict=True)]
+    recall = [100 * h / n for h, n in zip(hits, labelled, strict=True) if n]
+    known = [value for value in iou if value is not None]
+    return {
+        "accuracy": 100 * hits.sum() / labelled.sum() if labelled.sum() else None,
+        "mean_accuracy": float(np.mean(recall)) if recall else None,
+        "miou": float(np.mean(known)) if known else None,
+        "iou": dict(zip(CLASSES, iou, strict=True)),
+    }
+
+
+def assert_same(found, expected):
+    for key in ("accuracy", "mean_accuracy", "miou"):
+        assert found[key] == (None if expected[key] is None else pytest.approx(expected[key]))
+    for name, value in expected["iou"].items():
+        assert found["iou"][name] == (None if value is None else pytest.approx(value)), name
+
+
+def measure(pairs):
+    return scores(confusion_matrix((torch.from_numpy(p), torch.from_numpy(t)) for p, t in pairs))
+
+
+ids = st.lists(st.integers(0, 11), min_size=1, max_size=12, unique=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**31), predicted=ids, labelled=ids, frames=st.integers(1, 3))
+def test_scores_equal_an_independent_count(seed, predicted, labelled, frames):
+    random = np.random.default_rng(seed)
+    pairs = [
+        (
+            random.choice(predicted, (9, 13)).astype(np.uint8),
+            random.choice(labelled, (9, 13)).astype(np.uint8),
+        )
+        for _ in range(frames)
+    ]
+    assert_same(measure(pairs), independent(pairs))
+
+
+def full(value):
+    return np.full((4, 5), value, dtype=np.uint8)
+
+
+def test_absent_classes_and_void_alone():
+    right = measure([(full(3), full(3))])
+    assert right["miou"] == right["accuracy"] == right["mean_accuracy"] == 100
+    assert right["iou"]["road"] == 100
+    assert right["iou"]["sky"] is None
+    wrong = measure([(full(2), full(3))])
+    assert wrong["iou"]["pole"] == wrong["iou"]["road"] == wrong["miou"] == 0
+    assert wrong["mean_accuracy"] == 0
+    only_void = measure([(full(2), full(VOID))])
+    assert only_void["miou"] is only_void["accuracy"] is only_void["mean_accuracy"] is None
+    void_predicted = measure([(full(VOID), full(3))])
+    assert void_predicted["accuracy"] == void_predicted["miou"] == 0
+
+
+def test_counts_are_added_up_before_dividing():
+    first = np.array([[0, 0], [0, 0]], dtype=np.uint8)
+    second = np.array([[0, 1], [1, 1]], dtype=np.uint8)
+    # Class 0: 4 + 0 hits of 4 + 1 + 0; the mean of per-frame scores would be another number.
+    found = measure([(first, first), (full(1)[:2, :2], second)])
+    assert found["iou"]["sky"] == pytest.approx(80)
+
+
+def test_chance_is_about_a_mean_of_small_shares():
+    labels = torch.arange(11, dtype=torch.uint8).repeat_interleave(2000).view(1, 110, 200)
+    frames = Frames(torch.zeros(1, 3, 110, 200, dtype=torch.uint8), labels, ("a",))
+    found = chance_scores(frames)
+    assert found["accuracy"] == pytest.approx(100 / 11, abs=1)
+    assert found["miou"] == pytest.approx(100 / 21, abs=0.5)  # 1/11 of a class over 2 - 1/11 of it
+
+
+def folders(tmp_path, pairs):
+    for kind, index in (("predictions", 0), ("labels", 1)):
+        (tmp_path / kind).mkdir()
+        for number, pair in enumerate(pairs):
+            Image.fromarray(pair[index]).save(tmp_path / kind / f"{number}.png")
+    return str(tmp_path / "predictions"), str(tmp_path / "labels")
+
+
+def test_score_prints_json(tmp_path, capsys):
+    random = np.random.default_rng(1)
+    pairs = [tuple(random.integers(0, 12, (2, 20, 30), dtype=np.uint8)) for _ in range(3)]
+    assert main(["score", *folders(tmp_path, pairs), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"accuracy", "mean_accuracy", "miou", "iou"}
+    assert_same(found, independent(pairs))
+
+
+def test_score_says_how_absent_classes_count(tmp_path, capsys):
+    assert main(["score", *folders(tmp_path, [(full(1), full(1))])]) == 0
+    out = capsys.readouterr().out
+    assert "100.00 %" in out
+    assert "in neither labels nor predictions" in out
+
+
+def test_score_refuses_what_does_not_match(tmp_path):
+    predictions, labels = folders(tmp_path, [(full(1), full(1)), (full(2), full(2))])
+    (tmp_path / "labels" / "1.png").unlink()
+    with pytest.raises(InputError, match=r"1\.png"):
+        score_folders(predictions, labels)
+    Image.fromarray(full(1)[:2]).save(tmp_path / "labels" / "1.png")
+    with pytest.raises(InputError, match="5x4 but its label is 5x2"):
+        score_folders(predictions, labels)
+    Image.fromarray(full(12)).save(tmp_path / "labels" / "1.png")
+    with pytest.raises(InputError, match="12"):
+        score_folders(predictions, labels)
+    with pytest.raises(InputError, match="does not exist"):
+        score_folders(tmp_path / "absent", labels)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no \.png"):
+        score_folders(tmp_path / "empty", labels)

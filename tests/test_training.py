@@ -1,0 +1,126 @@
+"""The loop, its learning rates, and going on from a checkpoint."""
+
+import pytest
+import torch
+
+from camvid_lang.checkpoint import load_checkpoint, save_checkpoint
+from camvid_lang.data import load
+from camvid_lang.errors import InputError
+from camvid_lang.experiments import configure
+from camvid_lang.runs import build_model
+from camvid_lang.training import mixed_precision, pick_device, train
+
+CPU = torch.device("cpu")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def experiment(name="frozen-names", **changes):
+    return configure(name, "smoke", {"epochs": 3, "limit": 0, **changes})
+
+
+def learn(entry, data, checkpoint, stop_after=None):
+    def on_epoch(history):
+        if len(history) == stop_after:
+            raise Interrupted
+
+    model = build_model(entry)
+    return model, train(model, load(data, "trainval"), entry, checkpoint, CPU, on_epoch)
+
+
+@pytest.mark.parametrize("name", ["frozen-names", "full-descriptions", "swiftnet"])
+def test_interrupted_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_path):
+    entry = experiment(name)
+    whole, history = learn(entry, tiny_dataset, tmp_path / "whole.pt")
+    with pytest.raises(Interrupted):
+        learn(entry, tiny_dataset, tmp_path / "parts.pt", stop_after=1)
+    parts, resumed = learn(entry, tiny_dataset, tmp_path / "parts.pt")
+    assert [h["loss"] for h in resumed] == [h["loss"] for h in history]
+    for key, value in whole.state_dict().items():
+        assert value.equal(parts.state_dict()[key]), key
+
+
+def test_loss_falls_and_history_tells_each_epoch(tiny_dataset, tmp_path):
+    entry = experiment("swiftnet", epochs=8, lr=2e-3, crop=96)
+    _, history = learn(entry, tiny_dataset, tmp_path / "c.pt")
+    assert [h["epoch"] for h in history] == list(range(1, 9))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(0 <= h["miou"] <= 100 for h in history)
+    assert history[0]["lr"] == pytest.approx(2e-3)
+
+
+def test_both_groups_end_at_one_four_hundredth(tiny_dataset, tmp_path):
+    learn(experiment("full-names", encoder_lr=1e-4), tiny_dataset, tmp_path / "c.pt")
+    groups = load_checkpoint(tmp_path / "c.pt")["optimizer"]["param_groups"]
+    assert [g["lr"] for g in groups] == pytest.approx([1e-6, 2.5e-7])
+    assert [g["weight_decay"] for g in groups] == [1e-4, 2.5e-5]
+
+
+def test_a_finished_training_is_not_repeated(tiny_dataset, tmp_path):
+    entry = experiment(epochs=1)
+    learn(entry, tiny_dataset, tmp_path / "c.pt")
+    before = (tmp_path / "c.pt").read_bytes()
+    _, history = learn(entry, tiny_dataset, tmp_path / "c.pt")
+    assert len(history) == 1
+    assert (tmp_path / "c.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_something_else_is_refused_with_the_difference(tiny_dataset, tmp_path):
+    learn(experiment(epochs=1), tiny_dataset, tmp_path / "c.pt")
+    for changed, told in (
+        (experiment("adapter-names", epochs=1), "is of experiment 'frozen-names'"),
+        (experiment(epochs=1, lr=0.1), "lr was 0.0004, now 0.1"),
+    ):
+        with pytest.raises(InputError, match=told):
+            learn(changed, tiny_dataset, tmp_path / "c.pt")
+
+
+class Harmful:
+    """Unpickling this would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_damaged_and_harmful_checkpoints_are_refused(tmp_path):
+    save_checkpoint(tmp_path / "good.pt", {"settings": {}, "model": {}, "epoch": 1})
+    assert load_checkpoint(tmp_path / "good.pt")["epoch"] == 1
+    half = (tmp_path / "good.pt").read_bytes()[:-200]
+    (tmp_path / "half.pt").write_bytes(half)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save({"settings": Harmful(tmp_path / "touched")}, tmp_path / "harmful.pt")
+    save_checkpoint(tmp_path / "other.pt", {"weights": torch.zeros(2)})
+    for name in ("half", "empty", "harmful", "other", "absent"):
+        with pytest.raises(InputError, match=f"{name}.pt"):
+            load_checkpoint(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tiny_dataset, tmp_path):
+    entry = experiment(lr=0.0)
+    with pytest.raises(Interrupted):
+        learn(entry, tiny_dataset, tmp_path / "c.pt", stop_after=1)
+    model = build_model(entry)
+    state = load_checkpoint(tmp_path / "c.pt")
+    key = next(k for k, v in state["model"].items() if v.is_floating_point())
+    state["model"][key] = torch.full_like(state["model"][key], float("nan"))
+    save_checkpoint(tmp_path / "c.pt", state)
+    with pytest.raises(InputError, match="epoch 2"):
+        train(model, load(tiny_dataset, "trainval"), entry, tmp_path / "c.pt", CPU)
+    assert load_checkpoint(tmp_path / "c.pt")["epoch"] == 1
+
+
+def test_devices(monkeypatch):
+    assert pick_device("cpu") == CPU
+    with pytest.raises(InputError, match="'tpu9'"):
+        pick_device("tpu9")
+    cuda = torch.device("cuda")
+    for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert mixed_precision(cuda) == dtype
+    assert mixed_precision(CPU) == torch.float32
