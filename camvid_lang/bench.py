@@ -1,15 +1,27 @@
 """The thesis's way and ours, side by side in one run: head, training step, inference."""
 
+import multiprocessing
 import platform
+import re
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 
 import torch
 
-from camvid_lang.measuring import STYLES, Case, largest_batch, matmul_rate, measure
+from camvid_lang.devices import mixed_precision, pick_device
+from camvid_lang.errors import InputError
+from camvid_lang.measuring import (
+    STYLES,
+    Case,
+    largest_batch,
+    matmul_rate,
+    measure,
+    measure_here,
+)
 from camvid_lang.results import versions
-from camvid_lang.training import mixed_precision, pick_device
 
-__all__ = ["bench", "summary", "sweep"]
+__all__ = ["bench", "parse_bytes", "summary", "sweep", "sweep_here"]
 
 FRAME = (360, 480)
 SWEEP = ("frozen-names", "full-narrow-descriptions", "full-descriptions")
@@ -45,35 +57,70 @@ def bench(experiment: str, batch: int, device_name: str, budget: int | None) -> 
 
 
 def sweep(device_name: str, budget: int) -> dict:
-    """Memory and images/s over experiments, sizes and batches: the table to measure on a GPU."""
+    """Memory and images/s over experiments, sizes and batches: the table to measure on a GPU.
+
+    One process for each experiment and style, so that its model is built once.
+    """
     device = pick_device(device_name)
     roof = matmul_rate(device, mixed_precision(device))
     rows = []
+    context = multiprocessing.get_context("spawn")
     for experiment in SWEEP:
-        for size in SWEEP_SIZES:
-            for style in STYLES:
-                case = Case("step", style, experiment, size=size, device=device.type)
-                for batch in SWEEP_BATCHES:
-                    row = measure(replace(case, batch=batch))
-                    rows.append(row)
-                    print(format_row(row, roof), flush=True)
-                    if row["error"]:
-                        break
-                found = largest_batch(case, budget)
-                rows.append({**asdict(case), "largest_batch": found, "budget_bytes": budget})
-                print(f"  largest batch within {budget / 1024**3:.1f} GiB: {found['batch']}")
-    return {**describe(device), "matmul_flops_per_second": roof, "rows": rows}
+        for style in STYLES:
+            with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+                case = Case("step", style, experiment, device=device.type)
+                found = pool.submit(sweep_here, case, budget, SWEEP_SIZES, SWEEP_BATCHES).result()
+            for row in found:
+                print(format_row(row, roof), flush=True)
+            rows += found
+    return {
+        **describe(device),
+        "budget_bytes": budget,
+        "matmul_flops_per_second": roof,
+        "dtype": str(mixed_precision(device)).removeprefix("torch."),
+        "rows": rows,
+    }
+
+
+def sweep_here(
+    case: Case, budget: int, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
+) -> list[dict]:
+    """One experiment in one style: all sizes and batches, and the largest batch of each size."""
+    rows = []
+    for size in sizes:
+        sized = replace(case, size=size)
+        for batch in batches:
+            rows.append(measure_here(replace(sized, batch=batch)))
+            if rows[-1]["error"]:
+                break
+        rows.append({**asdict(sized), "largest_batch": largest_batch(sized, budget)})
+    return rows
 
 
 def format_row(row: dict, roof: float) -> str:
     """One line of a sweep for a reader."""
     name = f"{row['experiment']:25}{row['size'][0]:>4}x{row['size'][1]:<4} {row['style']:7}"
+    if found := row.get("largest_batch"):
+        return f"{name} largest batch within the budget: {found['batch']}"
     if row["error"]:
         return f"{name} batch {row['batch']:>3}  out of memory"
     speed = row["batch"] / row["seconds"]
     share = row["flops"] / row["seconds"] / roof
     memory = row["extra_bytes"] / 1024**3
     return f"{name} batch {row['batch']:>3} {memory:7.2f} GiB {speed:8.1f} images/s {share:6.1%}"
+
+
+def parse_bytes(text: str) -> int:
+    """`15GB`, `800MB` or a plain number, in bytes (powers of 1024).
+
+    Raises:
+        InputError: anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])i?B?|B)?\s*", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise InputError(f"budget {text!r}: write it as 15GB or 800MB")
+    exponent = " KMGT".index((found[2] or " ").upper())
+    return int(float(found[1]) * 1024**exponent)
 
 
 def describe(device: torch.device) -> dict:

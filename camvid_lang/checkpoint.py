@@ -1,51 +1,76 @@
-"""Checkpoints: written whole or not at all, read without running any code from the file."""
+"""Checkpoints: written whole or not at all, verified, and read without running code from a file.
 
+A run's checkpoints lie in one folder as `last-STEP-DIGEST.pt` and `best-STEP-DIGEST.pt`. DIGEST is
+the beginning of the content's SHA-256, as in the file names of torch.hub, so that a file can be
+checked, here and where it was copied to, without anything beside it.
+"""
+
+import contextlib
+import errno
 import os
-import pickle
-from collections.abc import Mapping
+import random
+import re
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from camvid_lang.errors import InputError
+from camvid_lang.files import sha256, write_verified
 
-__all__ = ["load_checkpoint", "refuse_changed_settings", "save_checkpoint"]
+__all__ = [
+    "Checkpoints",
+    "load_checkpoint",
+    "random_states",
+    "refuse_changed_settings",
+    "save_checkpoint",
+    "set_random_states",
+]
 
 # Where things lie may change between two sessions; what is learned does not depend on it.
 _PLACES = ("weights", "text_bank")
+_NAME = re.compile(r"(last|best)-(\d+)-([0-9a-f]{16})\.pt")
+KEPT = 2
 
 
-def save_checkpoint(path: str | Path, state: Mapping) -> None:
-    """Write `state` (tensors, numbers, texts, lists, dictionaries) to a temporary, then rename.
+def save_checkpoint(path: str | Path, state: Mapping) -> Path:
+    """Write `state` (tensors, numbers, texts, lists, dictionaries), verified, under `path`.
 
     A reader sees the old file or the new one, never a half.
+
+    Raises:
+        OSError: it cannot be written, or reads back otherwise.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.part")
-    with open(temporary, "wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    return write_verified(path, lambda file: torch.save(dict(state), file))
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Read what `save_checkpoint` wrote; tensors arrive on the CPU.
+    """Read what was saved; tensors arrive on the CPU. A digest in the name is checked first.
 
     Raises:
         InputError: no such file, damaged, or holding anything but plain data.
     """
     path = Path(path)
+    damaged = (
+        f"checkpoint {path} is damaged or no checkpoint: delete it, or start over with --fresh"
+    )
+    named = _NAME.fullmatch(path.name)
     try:
+        if named and not sha256(path).startswith(named[3]):
+            raise InputError(damaged)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist: run the experiment first") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"checkpoint {path} is damaged or no checkpoint: delete it, or start over with --fresh"
-        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # torch.load answers a damaged file with almost any exception
+        raise InputError(damaged) from error
     if not isinstance(state, dict) or not {"settings", "model", "epoch"} <= state.keys():
         raise InputError(f"checkpoint {path} was not written by camvid_lang: choose another --out")
+    if not (isinstance(state["settings"], dict) and isinstance(state["model"], dict)):
+        raise InputError(damaged)
     return state
 
 
@@ -66,3 +91,153 @@ def refuse_changed_settings(path: str | Path, stored: Mapping, wanted: Mapping) 
             f"checkpoint {path} was made with other settings ({'; '.join(changed)}): "
             "choose another --out, or start afresh with --fresh"
         )
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last two, and the best by a score that the caller knows.
+
+    Args:
+        folder: made when the first is saved.
+        on_saved: called after each save (to mirror it, say).
+    """
+
+    def __init__(self, folder: str | Path, on_saved: Callable[[], object] | None = None):
+        self.folder = Path(folder)
+        self.on_saved = on_saved
+        self._good: list[Path] = []  # known to be readable, oldest first
+
+    def files(self, kind: str = "last") -> list[Path]:
+        """The files of a kind (`last` or `best`), by step, oldest first."""
+        found = [path for path in self.folder.glob("*.pt") if _NAME.fullmatch(path.name)]
+        return sorted(
+            (path for path in found if path.name.startswith(f"{kind}-")),
+            key=lambda path: (step_of(path), path.name),
+        )
+
+    def newest(self) -> tuple[Path, dict] | None:
+        """The newest readable checkpoint and its state; None where there is none.
+
+        Damaged ones are told and passed over.
+
+        Raises:
+            InputError: there are checkpoints, and not one can be read.
+        """
+        candidates = self.files()[::-1]
+        for path in candidates:
+            try:
+                state = load_checkpoint(path)
+            except InputError as error:
+                print(f"note: {error.args[0].split(':')[0]}; going back to the one before")
+                continue
+            self._good = [path]
+            return path, state
+        if candidates:
+            raise InputError(
+                f"none of the {len(candidates)} checkpoint(s) in {self.folder} can be read: "
+                "start afresh with --fresh"
+            )
+        return None
+
+    def save(self, state: Mapping, step: int, best: bool = False) -> Path:
+        """Save the state after `step` steps; older ones go once this one is safe.
+
+        Raises:
+            InputError: it cannot be written. What was saved before stays.
+        """
+        try:
+            path = self._write(state, step)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(self._good) < KEPT:
+                raise self._unwritable(step, error) from error
+            # Room for the new one is where the oldest lies; one good checkpoint stays all along.
+            self._good.pop(0).unlink(missing_ok=True)
+            try:
+                path = self._write(state, step)
+            except OSError as again:
+                raise self._unwritable(step, again) from again
+        self._good = [*self._good, path][-KEPT:]
+        if best:
+            self._keep_as_best(path)
+        for old in self.files():
+            if old not in self._good:
+                old.unlink(missing_ok=True)
+        if self.on_saved:
+            self.on_saved()
+        return path
+
+    def clear(self) -> None:
+        """Delete all checkpoints."""
+        for path in (*self.files("last"), *self.files("best"), *self.folder.glob("*.part")):
+            path.unlink(missing_ok=True)
+        self._good = []
+
+    def _write(self, state: Mapping, step: int) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for rest in self.folder.glob("*.part"):  # of a process that was killed
+            rest.unlink(missing_ok=True)
+        return write_verified(
+            self.folder / "last.pt",
+            lambda file: torch.save(dict(state), file),
+            lambda digest: f"last-{step:08d}-{digest[:16]}.pt",
+        )
+
+    def _keep_as_best(self, path: Path) -> None:
+        best = path.with_name(path.name.replace("last-", "best-", 1))
+        temporary = best.with_name(f"{best.name}.part")
+        try:
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, temporary)
+            os.replace(temporary, best)
+        except OSError as error:
+            print(f"note: the best checkpoint was not kept ({error.strerror or error})")
+            return
+        for old in self.files("best"):
+            if old != best:
+                old.unlink(missing_ok=True)
+
+    def _unwritable(self, step: int, error: OSError) -> InputError:
+        free = "unknown"
+        with contextlib.suppress(OSError):
+            free = f"{shutil.disk_usage(self.folder).free / 1e6:.0f} MB"
+        kept = f"goes on from {self._good[-1].name}" if self._good else "starts again"
+        reason = error.strerror or str(error)
+        return InputError(
+            f"checkpoint of step {step} cannot be written to {self.folder} ({reason}; {free} "
+            f"free): make room, and the same command {kept}"
+        )
+
+
+def step_of(path: Path) -> int:
+    """The number of training steps that a checkpoint's name tells."""
+    found = _NAME.fullmatch(path.name)
+    return int(found[2]) if found else -1
+
+
+def random_states(device: torch.device) -> dict:
+    """The state of every generator that training could draw from, as plain data."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: Mapping, device: torch.device) -> None:
+    """Inverse of `random_states`; CUDA's is set where the run goes on on CUDA.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: no such states.
+    """
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -5,11 +5,14 @@ when it runs, so that `--help` answers at once.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from camvid_lang.errors import InputError
@@ -56,7 +59,13 @@ def run(args: argparse.Namespace) -> None:
             overrides[key] = value
     experiment = configure(args.name, args.profile, overrides)
     results = run_experiment(
-        experiment, args.data, args.out, args.device, args.fresh, command=args.command_line
+        experiment,
+        args.data,
+        args.out,
+        args.device,
+        args.fresh,
+        command=args.command_line,
+        mirror=args.mirror,
     )
     page = report_runs([args.out])
     told = f"{experiment.name}: mIoU {_percent(results['miou'])}"
@@ -111,13 +120,12 @@ def segment(args: argparse.Namespace) -> None:
 def bench(args: argparse.Namespace) -> None:
     from camvid_lang import bench as benchmark
     from camvid_lang.figures import bench_bars
-    from camvid_lang.measuring import parse_bytes
     from camvid_lang.plotting import to_png
     from camvid_lang.results import write_json
 
-    budget = parse_bytes(args.budget) if args.budget else None
+    budget = benchmark.parse_bytes(args.budget) if args.budget else None
     if args.sweep:
-        results = benchmark.sweep(args.device, budget or parse_bytes("15GB"))
+        results = benchmark.sweep(args.device, budget or benchmark.parse_bytes("15GB"))
     else:
         results = benchmark.bench(args.experiment, args.batch, args.device, budget)
         print(benchmark.summary(results))
@@ -206,6 +214,12 @@ def parser() -> argparse.ArgumentParser:
         help=".npz with `phrases` and `embeddings` in place of a text tower "
         "(short for --set text_bank=...)",
     )
+    made.add_argument(
+        "--mirror",
+        metavar="DIR",
+        help="a second folder, on a drive say, that gets a verified copy of all that is saved; "
+        "an empty OUT goes on from it",
+    )
     device(made)
     fresh(made)
 
@@ -274,13 +288,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that temporaries are removed and the reason is told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        interruption = KeyboardInterrupt("terminated: the same command goes on from what was saved")
+        interruption.signal = number
+        raise interruption
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(arguments)
     args.command_line = shlex.join(["python", "-m", "camvid_lang", *arguments])
     try:
-        args.action(args)
+        with terminated_like_interrupted():
+            args.action(args)
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -292,7 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{Path(error.filename)}: " if isinstance(error.filename, str) else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interruption:
+        told = str(interruption) or "interrupted: the same command goes on from what was saved"
+        print(told, file=sys.stderr)
+        return 128 + getattr(interruption, "signal", signal.SIGINT)
     return 0

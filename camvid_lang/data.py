@@ -152,18 +152,24 @@ def batches(
     batch_size: int,
     crop: int | tuple[int, int],
     generator: torch.Generator,
+    order: torch.Tensor | None = None,
+    skip: int = 0,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """One pass over the frames in random order, each at most once, randomly cropped.
 
     Yields uint8 images (B, 3, h, w), uint8 labels (B, h, w) on the frames' device, and the int64
     indices (B,) into `frames`, on the CPU. B is `batch_size`, less in the last batch; a last batch
-    of a single frame is left out (see `number_of_batches`), another frame on each call. `generator`
-    is a CPU one and is advanced, so its state is all a resumed training needs. Raises `InputError`
-    as `number_of_batches` and `random_crops` do.
+    of a single frame is left out (see `number_of_batches`), another frame on each call. `crop` is
+    a side or (h, w) in pixels; 0 takes whole frames, which are still flipped. `generator` is a CPU
+    one and is advanced batch by batch; its state, the order (N,) of the frames (drawn from it when
+    not given) and the number of batches to skip are all that a resumed training needs. Raises
+    `InputError` as `number_of_batches` and `random_crops` do.
     """
     count = number_of_batches(len(frames), batch_size)
-    order = torch.randperm(len(frames), generator=generator)
-    for indices in order.split(batch_size)[:count]:
+    if order is None:
+        order = torch.randperm(len(frames), generator=generator)
+    size = crop or tuple(frames.images.shape[-2:])
+    for indices in order.split(batch_size)[skip:count]:
         chosen = indices.to(frames.images.device)
-        images, labels = random_crops(frames.images[chosen], frames.labels[chosen], crop, generator)
+        images, labels = random_crops(frames.images[chosen], frames.labels[chosen], size, generator)
         yield images, labels, indices

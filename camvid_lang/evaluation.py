@@ -8,11 +8,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from camvid_lang.data import Frames, read_label
+from camvid_lang.devices import mixed_precision
 from camvid_lang.errors import InputError
-from camvid_lang.metrics import confusion_matrix, confusion_metric, scores
+from camvid_lang.metrics import confusion_matrix, scores
 from camvid_lang.models import Segmenter
 from camvid_lang.taxonomy import NUM_CLASSES
-from camvid_lang.training import mixed_precision
 
 __all__ = ["chance_scores", "evaluate", "predict", "score_folders"]
 
@@ -31,11 +31,14 @@ def evaluate(
 ) -> tuple[dict, Tensor]:
     """Scores of a model over whole frames, and its confusion matrix (12, 12)."""
     model.eval()
-    metric = confusion_metric().to(frames.images.device)
-    for start in tqdm(range(0, len(frames), batch_size), desc=desc, unit="batch", mininterval=1):
-        part = slice(start, start + batch_size)
-        metric.update(predict(model, frames.images[part]).long(), frames.labels[part].long())
-    matrix = metric.compute().cpu()
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        starts = range(0, len(frames), batch_size)
+        for start in tqdm(starts, desc=desc, unit="batch", mininterval=1):
+            part = slice(start, start + batch_size)
+            yield predict(model, frames.images[part]), frames.labels[part]
+
+    matrix = confusion_matrix(pairs()).cpu()
     return scores(matrix), matrix
 
 

@@ -5,6 +5,8 @@ multiply; float32): the head alone, a whole training step, and inference on a fr
 measured in a process of its own, so that neither sees the memory the other has taken.
 """
 
+import functools
+import gc
 import multiprocessing
 import re
 import resource
@@ -19,24 +21,31 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from camvid_lang.assembly import assemble
 from camvid_lang.cosine import cosine_logits, cosine_logits_reference
-from camvid_lang.encoder import RESNET18, DenseCLIPEncoder, load_clip, load_resnet18
-from camvid_lang.errors import InputError
-from camvid_lang.evaluation import predict
-from camvid_lang.experiments import configure
-from camvid_lang.models import LanguageModel, Segmenter
-from camvid_lang.runs import assemble
-from camvid_lang.taxonomy import NUM_CLASSES
-from camvid_lang.training import (
-    make_optimizer,
+from camvid_lang.devices import (
+    give_back_freed_memory,
     mixed_precision,
     place,
     reuse_freed_memory,
-    segmentation_loss,
-    training_step,
 )
+from camvid_lang.encoder import RESNET18, DenseCLIPEncoder, load_clip, load_resnet18
+from camvid_lang.evaluation import predict
+from camvid_lang.experiments import configure
+from camvid_lang.faults import is_out_of_memory
+from camvid_lang.learner import make_optimizer, segmentation_loss, training_step
+from camvid_lang.models import LanguageModel, Segmenter
+from camvid_lang.taxonomy import NUM_CLASSES
 
-__all__ = ["STYLES", "Case", "largest_batch", "matmul_rate", "measure", "parse_bytes"]
+__all__ = [
+    "STYLES",
+    "Case",
+    "footprint_here",
+    "largest_batch",
+    "matmul_rate",
+    "measure",
+    "measure_here",
+]
 
 HEAD = (640, 56, 56, 224)  # channels, height, width of the map, side of the result
 STYLES = ("thesis", "ours")
@@ -56,40 +65,58 @@ class Case:
 
 
 def measure(case: Case) -> dict:
-    """Seconds (best of the repeats), peak extra memory in bytes and FLOPs, in a fresh process.
+    """Seconds a repeat, peak extra memory in bytes and FLOPs, in a fresh process.
 
     Extra memory is what the measured code took on top of its inputs and the model: the allocator's
     peak on CUDA, the process's peak resident size on a CPU (Linux). `error` is set, and the rest
     None, where memory did not suffice.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_measure, case).result()
+    with _fresh_process() as pool:
+        return pool.submit(measure_here, case).result()
 
 
-def _measure(case: Case) -> dict:
+def _fresh_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def measure_here(case: Case) -> dict:
+    """As `measure`, in this process."""
     device = torch.device(case.device)
     ours = case.style == "ours"
-    if ours and device.type == "cpu":
-        reuse_freed_memory()
     torch.manual_seed(0)
     prepare = {"head": _head, "step": _step, "inference": _inference}[case.what]
     result = {**asdict(case), "seconds": None, "extra_bytes": None, "flops": None, "error": None}
     try:
         action = prepare(case, device, ours)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        before = _resident(device)
+        if case.what == "step":
+            action()  # the optimizer's own memory comes with the first step
+        before = _settled(device)
         action()
         result["extra_bytes"] = _peak(device) - before
         with FlopCounterMode(display=False) as counter:
             action()
         result["flops"] = counter.get_total_flops()
-        result["seconds"] = min(_timed(action, device) for _ in range(case.repeats))
-    except torch.OutOfMemoryError as error:
+        if ours and device.type == "cpu":
+            reuse_freed_memory()  # only now: what is kept for reuse could not be told from use
+            action()
+        result["seconds"] = _seconds(action, device, case.repeats)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         result["error"] = f"out of memory: {' '.join(str(error).split())[:120]}"
     return result
+
+
+def _seconds(action: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The best of the repeats on a CPU; on CUDA their mean, queued without a wait between them."""
+    if device.type != "cuda":
+        return min(_timed(action, device) for _ in range(repeats))
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        action()
+    torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / repeats
 
 
 def _timed(action: Callable[[], object], device: torch.device) -> float:
@@ -100,10 +127,15 @@ def _timed(action: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _resident(device: torch.device) -> int:
-    """Bytes held now; on a CPU the peak is brought down to it first, where the kernel can."""
+def _settled(device: torch.device) -> int:
+    """Bytes held now, what was freed given back, and the peak brought down to it."""
+    gc.collect()
     if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         return _status("VmRSS")
@@ -142,6 +174,7 @@ def _head(case: Case, device: torch.device, ours: bool) -> Callable[[], object]:
     return action
 
 
+@functools.lru_cache(maxsize=1)
 def random_model(
     experiment_name: str, device: torch.device, ours: bool
 ) -> tuple[Segmenter, object]:
@@ -169,6 +202,7 @@ def thesis_scores(model: Segmenter, images: Tensor) -> Tensor:
 def _step(case: Case, device: torch.device, ours: bool) -> Callable[[], object]:
     model, experiment = random_model(case.experiment, device, ours)
     model.train()
+    model.zero_grad(set_to_none=True)
     optimizer = make_optimizer(model, experiment)
     precision = mixed_precision(device) if ours else torch.float32
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -208,56 +242,48 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / seconds
 
 
-def parse_bytes(text: str) -> int:
-    """`15GB`, `800MB` or a plain number, in bytes (powers of 1024).
-
-    Raises:
-        InputError: anything else.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])i?B?|B)?\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise InputError(f"budget {text!r}: write it as 15GB or 800MB")
-    exponent = " KMGT".index((found[2] or " ").upper())
-    return int(float(found[1]) * 1024**exponent)
-
-
-def largest_batch(case: Case, budget: int) -> dict:
+def largest_batch(case: Case, budget: int, limit: int = 4096) -> dict:
     """The largest batch whose measured peak stays within the budget, and that peak in bytes.
 
-    The peaks at two batches give a line; the batch it predicts is measured, and corrected until it
-    fits. Model, gradients and optimizer count too: the first step is measured with them.
+    Batches are doubled until one no longer fits, then the gap is halved until it is below an
+    eighth of the batch; every answer is measured, none extrapolated. Model, gradients and
+    optimizer count too. The search ends at `limit`. Each batch has a process of its own on a CPU.
     """
-    points = {n: _footprint(replace(case, batch=n)) for n in (2, 4)}
-    if points[2] is None or points[2] > budget:
-        return {"batch": 0, "bytes": points[2]}
-    if points[4] is None or points[4] > budget:
-        return {"batch": 2, "bytes": points[2]}
-    slope = max(1, (points[4] - points[2]) // 2)
-    batch = 4 + (budget - points[4]) // slope
-    while batch > 4:
-        points[batch] = _footprint(replace(case, batch=batch))
-        if points[batch] is not None and points[batch] <= budget:
-            break
-        batch = batch * 19 // 20
-    return {"batch": batch, "bytes": points[batch]}
+
+    def footprint(batch: int) -> int | None:
+        if case.device == "cuda":
+            return footprint_here(replace(case, batch=batch))
+        with _fresh_process() as pool:
+            return pool.submit(footprint_here, replace(case, batch=batch)).result()
+
+    fits, taken, too_many, batch = 0, None, None, 2
+    while too_many is None or too_many - fits > max(1, fits // 8):
+        measured = footprint(batch)
+        if measured is not None and measured <= budget:
+            fits, taken = batch, measured
+            if fits >= limit:
+                break
+        else:
+            too_many = batch
+            if not fits:  # a single crop gives BatchNorm nothing to average over
+                return {"batch": 0, "bytes": measured}
+        batch = fits * 2 if too_many is None else (fits + too_many) // 2
+    return {"batch": fits, "bytes": taken}
 
 
-def _footprint(case: Case) -> int | None:
-    """Peak bytes of a step with its model, None where it did not fit the machine."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_footprint_here, case).result()
-
-
-def _footprint_here(case: Case) -> int | None:
+def footprint_here(case: Case) -> int | None:
+    """Peak bytes of two steps with their model, None where they did not fit the machine."""
     device = torch.device(case.device)
-    empty = _resident(device)
-    ours = case.style == "ours"
+    empty = _settled(device) if device.type == "cpu" else 0
     try:
         torch.manual_seed(0)
-        action = _step(case, device, ours)
+        action = _step(case, device, case.style == "ours")
+        if device.type == "cuda":
+            _settled(device)  # the peak is still that of the batch before
         action()
         action()
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return None
-    return _peak(device) - (empty if device.type == "cpu" else 0)
+    return _peak(device) - empty

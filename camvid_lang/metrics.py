@@ -8,12 +8,13 @@ labelled has IoU 0, which counts, but no recall, so the mean accuracy leaves it 
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from camvid_lang.taxonomy import CLASSES, NUM_CLASSES, VOID
 
-__all__ = ["ABSENT_CLASS_RULE", "confusion_matrix", "confusion_metric", "scores"]
+__all__ = ["ABSENT_CLASS_RULE", "confusion_matrix", "scores"]
 
 ABSENT_CLASS_RULE = (
     "A class in neither labels nor predictions has no IoU and is left out of the mean; one that is "
@@ -21,20 +22,20 @@ ABSENT_CLASS_RULE = (
 )
 
 
-def confusion_metric() -> MulticlassConfusionMatrix:
-    """Counts of (label, prediction) over ids 0..11; `scores` drops the row of void labels.
-
-    Void is a column too: a prediction of "void" at a labelled pixel is wrong.
-    """
-    return MulticlassConfusionMatrix(num_classes=NUM_CLASSES + 1, validate_args=False)
-
-
 def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum over (prediction, label) pairs of id maps 0..11 -> (12, 12) int64, rows are labels."""
-    metric = confusion_metric()
+    """Sum over (prediction, label) pairs of id maps 0..11 -> (12, 12) int64, rows are labels.
+
+    Void is a column too: a prediction of "void" at a labelled pixel is wrong. `scores` drops the
+    row of void labels.
+    """
+    size = NUM_CLASSES + 1
+    total = torch.zeros(size, size, dtype=torch.long)
     for prediction, label in pairs:
-        metric.update(prediction.long(), label.long())
-    return metric.compute()
+        counts = multiclass_confusion_matrix(
+            prediction.long(), label.long(), size, validate_args=False
+        )
+        total = total.to(counts.device) + counts
+    return total
 
 
 def scores(confusion: Tensor) -> dict:

@@ -52,7 +52,7 @@ def report_runs(folders: Sequence[str | Path], page: str | Path | None = None) -
 
 def _runs_below(folder: Path) -> list[Path]:
     """The folder itself if it is a run, else the runs in it."""
-    if (folder / "figures.npz").exists() or (folder / "checkpoint.pt").exists():
+    if (folder / "figures.npz").exists() or (folder / "checkpoints").exists():
         return [folder]
     runs = sorted(path.parent for path in folder.glob("*/results.json"))
     if not runs and (folder / "results.json").exists():

@@ -1,32 +1,28 @@
 """A run: one experiment on one data set in one folder, from weights to scores; resumable.
 
-Files of a run's folder: `checkpoint.pt` while and after training, `results.json` once it is done,
+Files of a run's folder: `checkpoints/` while and after training, `results.json` once it is done,
 `figures.npz` with the few frames, predictions and similarities that its report draws.
 """
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from camvid_lang.checkpoint import load_checkpoint, refuse_changed_settings
-from camvid_lang.data import Frames, load, verify
-from camvid_lang.encoder import (
-    RESNET18,
-    TINY,
-    DenseCLIPEncoder,
-    load_clip,
-    load_resnet18,
-    resolve_weights,
-)
+from camvid_lang.assembly import build_model, describe_encoder, text_source
+from camvid_lang.checkpoint import Checkpoints, load_checkpoint, refuse_changed_settings
+from camvid_lang.data import DataReport, Frames, load, verify
+from camvid_lang.devices import pick_device, place, reuse_freed_memory
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import evaluate, predict
 from camvid_lang.experiments import THESIS_ROWS, Experiment
-from camvid_lang.models import Adapter, Bilinear, Ladder, Segmenter, SwiftNet
+from camvid_lang.files import folder_lock
+from camvid_lang.mirror import CHECKPOINTS, RESULTS, Mirror
+from camvid_lang.models import Segmenter
 from camvid_lang.results import (
     FigureData,
     read_results,
@@ -34,72 +30,12 @@ from camvid_lang.results import (
     write_figures,
     write_json,
 )
-from camvid_lang.taxonomy import NUM_CLASSES
-from camvid_lang.text import CLIPText, PhraseFile, TextSource, class_phrases, embed_classes
-from camvid_lang.training import pick_device, place, reuse_freed_memory, train
+from camvid_lang.text import class_phrases, embed_classes
+from camvid_lang.training import train
 
-__all__ = ["assemble", "build_model", "load_run", "run", "text_source"]
+__all__ = ["load_run", "run"]
 
 SAMPLES = 4  # frames drawn in the report
-
-
-def text_source(experiment: Experiment) -> TextSource:
-    """Where this experiment's text embeddings come from: its bank, or a text tower.
-
-    ResNet-18 has no text tower; without a bank it learns the tiny CLIP's embeddings.
-    """
-    if experiment.text_bank:
-        return PhraseFile(experiment.text_bank)
-    if experiment.encoder == RESNET18:
-        return CLIPText(TINY)
-    return CLIPText(experiment.encoder, experiment.weights)
-
-
-def build_model(
-    experiment: Experiment, classes: Mapping | None = None, pretrained: bool = True
-) -> Segmenter:
-    """The experiment's model on the CPU, pretrained parts loaded, new parts seeded.
-
-    Args:
-        classes: {class: [phrase, ...]} in place of the experiment's text set.
-        pretrained: False spares ResNet-18 its file where a checkpoint will replace it all.
-
-    Raises:
-        InputError: missing weights, a phrase that cannot be embedded, widths that do not meet.
-    """
-    if experiment.model == "swiftnet":
-        text = None
-    else:
-        classes = classes or class_phrases(experiment.text_set)
-        text = embed_classes(classes, text_source(experiment))
-    if experiment.encoder == RESNET18:
-        encoder = load_resnet18(experiment.weights if pretrained else "random")
-    else:
-        encoder = DenseCLIPEncoder(load_clip(experiment.encoder, experiment.weights))
-    return assemble(experiment, encoder, text)
-
-
-def assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) -> Segmenter:
-    """The experiment's model around an encoder and a text matrix (K, C); new parts are seeded.
-
-    Raises:
-        InputError: widths of image and text that do not meet.
-    """
-    torch.manual_seed(experiment.seed)
-    trained, temperature = experiment.train_encoder, experiment.temperature
-    ladder = (experiment.width, experiment.spp_bottleneck, experiment.spp_width)
-    if text is None:
-        return SwiftNet(encoder, NUM_CLASSES, trained, *ladder)
-    if experiment.model == "adapter":
-        return Adapter(encoder, text, trained, temperature)
-    if experiment.model == "ladder":
-        return Ladder(encoder, text, trained, temperature, *ladder)
-    if encoder.channels[-1] != text.shape[1]:
-        raise InputError(
-            f"{experiment.name} compares {encoder.channels[-1]}-d image embeddings "
-            f"with {text.shape[1]}-d text: leave out text_bank, or give one of the same CLIP"
-        )
-    return Bilinear(encoder, text, False, temperature)
 
 
 def run(
@@ -109,6 +45,8 @@ def run(
     device: str = "auto",
     fresh: bool = False,
     command: str = "",
+    mirror: str | Path | None = None,
+    on_epoch: Callable[[list[dict]], object] | None = None,
 ) -> dict:
     """Train (or go on training) and evaluate; returns what `results.json` then holds.
 
@@ -117,32 +55,72 @@ def run(
         out: the run's folder. A finished run is read back, an unfinished one goes on.
         fresh: delete what an earlier run left there, and start from the beginning.
         command: kept with the results, to tell how they were made.
+        mirror: a second folder (on a drive) that gets a verified copy of all that is saved, and
+            from which a run goes on where `out` is behind it.
+        on_epoch: called after each epoch with the history so far, see `training.train`.
 
     Raises:
-        InputError: anything wrong with the data, the weights, or the folder's earlier run.
+        InputError: anything wrong with the data, the weights, or the folder's earlier run; a
+            folder that another run is using.
+        Interrupted: SIGINT or SIGTERM came while training; the state was saved.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: --out names the folder of the run")
-    checkpoint, results_file = out / "checkpoint.pt", out / "results.json"
     where = pick_device(device)
     if where.type == "cpu":
         reuse_freed_memory()
     report = verify(data, decode=False)
     experiment = fit_crop(experiment, report.size)
-    if fresh:
-        for file in (checkpoint, results_file, out / "figures.npz"):
-            file.unlink(missing_ok=True)
-    # A folder of another run is refused before anything is computed.
-    if checkpoint.exists():
-        stored = load_checkpoint(checkpoint)["settings"]
-        refuse_changed_settings(checkpoint, stored, experiment.settings())
-    if results_file.exists():
-        results = read_results(results_file)
-        refuse_changed_settings(results_file, results["settings"], experiment.settings())
-        print(f"{experiment.name}: finished before, read from {results_file}")
-        return results
+    with folder_lock(out):
+        copy = Mirror(out, Path(mirror)) if mirror else None
+        checkpoints = Checkpoints(out / CHECKPOINTS, copy.update if copy else None)
+        if fresh:
+            checkpoints.clear()
+            for name in RESULTS:
+                (out / name).unlink(missing_ok=True)
+        if copy:
+            copy.clear() if fresh else copy.restore()
+        results = _finished(experiment, out)
+        if results is None:
+            results = _train_and_score(
+                experiment, data, out, report, where, checkpoints, command, on_epoch
+            )
+        if copy:
+            copy.finish()
+    return results
 
+
+def _finished(experiment: Experiment, out: Path) -> dict | None:
+    """The results that the folder holds; None where the run is not finished.
+
+    A folder of another run is refused before anything is computed.
+    """
+    file = out / "results.json"
+    if file.exists():
+        results = read_results(file)
+        refuse_changed_settings(file, results["settings"], experiment.settings())
+        print(f"{experiment.name}: finished before, read from {file}")
+        return results
+    for path in Checkpoints(out / CHECKPOINTS).files()[-1:]:
+        try:
+            stored = load_checkpoint(path)["settings"]
+        except InputError:
+            continue  # told when training goes on
+        refuse_changed_settings(path, stored, experiment.settings())
+    return None
+
+
+def _train_and_score(
+    experiment: Experiment,
+    data: str | Path,
+    out: Path,
+    report: DataReport,
+    where: torch.device,
+    checkpoints: Checkpoints,
+    command: str,
+    on_epoch: Callable[[list[dict]], object] | None,
+) -> dict:
     model = place(build_model(experiment), where)
     limit = experiment.limit or None
     with warnings.catch_warnings(record=True) as caught:
@@ -152,11 +130,10 @@ def run(
         learning = load(data, experiment.train_split, limit) if trained else None
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"note: {message}")
-    out.mkdir(parents=True, exist_ok=True)
     history = []
     if learning is not None:
         learning = learning.to(where)
-        history = train(model, learning, experiment, checkpoint, where)
+        history = train(model, learning, experiment, checkpoints, where, on_epoch)
 
     started = time.perf_counter()
     test = test.to(where)
@@ -189,7 +166,7 @@ def run(
         "confusion": confusion.tolist(),
     }
     write_figures(out / "figures.npz", figure_data(model, test, experiment))
-    write_json(results_file, results)
+    write_json(out / "results.json", results)
     return results
 
 
@@ -200,18 +177,6 @@ def fit_crop(experiment: Experiment, size: tuple[int, int] | None) -> Experiment
     crop = max(32, min(size) // 32 * 32)
     print(f"note: crop {experiment.crop} exceeds the frames of {size[0]}x{size[1]}: {crop} is used")
     return replace(experiment, crop=crop)
-
-
-def describe_encoder(experiment: Experiment) -> dict:
-    """Which encoder, weights and text a result was measured with, in words for a report."""
-    if experiment.encoder == RESNET18:
-        weights = {"": "ImageNet-1k (timm)", "random": "random initialisation"}.get(
-            experiment.weights, Path(experiment.weights).name
-        )
-    else:
-        weights = Path(resolve_weights(experiment.encoder, experiment.weights)).name
-    text = "none" if experiment.model == "swiftnet" else text_source(experiment).label
-    return {"name": experiment.encoder, "weights": weights, "text": text}
 
 
 def figure_data(model: Segmenter, test: Frames, experiment: Experiment) -> FigureData:
@@ -253,10 +218,10 @@ def load_run(folder: str | Path, classes: Mapping | None = None) -> tuple[Segmen
     folder = Path(folder)
     if (folder / "results.json").exists():
         settings = read_results(folder / "results.json")["settings"]
-    elif (folder / "checkpoint.pt").exists():
-        settings = load_checkpoint(folder / "checkpoint.pt")["settings"]
+    elif saved := Checkpoints(folder / CHECKPOINTS).newest():
+        settings = saved[1]["settings"]
     else:
-        raise InputError(f"{folder} holds no run (no results.json or checkpoint.pt)")
+        raise InputError(f"{folder} holds no run (no results.json and no checkpoints)")
     try:
         experiment = Experiment(**settings)
     except TypeError as error:
@@ -267,9 +232,12 @@ def load_run(folder: str | Path, classes: Mapping | None = None) -> tuple[Segmen
         raise InputError(f"{folder} is a run of swiftnet, which knows its 11 classes only")
     model = build_model(experiment, classes, pretrained=not experiment.train_encoder)
     if experiment.epochs:
-        state = load_checkpoint(folder / "checkpoint.pt")
+        saved = Checkpoints(folder / CHECKPOINTS).newest()
+        if saved is None:
+            raise InputError(f"{folder} holds no checkpoint: run {experiment.name} again")
+        path, state = saved
         try:
             model.load_learned_state(state["model"])
         except RuntimeError as error:
-            raise InputError(f"{folder}/checkpoint.pt does not fit {experiment.name}") from error
+            raise InputError(f"checkpoint {path} does not fit {experiment.name}") from error
     return model.eval(), experiment

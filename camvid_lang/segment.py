@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from camvid_lang.data import read_image
+from camvid_lang.devices import pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import predict
 from camvid_lang.galleries import overlay
 from camvid_lang.plotting import palette, to_png
 from camvid_lang.runs import load_run
-from camvid_lang.training import pick_device
 
 __all__ = ["segment_files"]
 

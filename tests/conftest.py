@@ -14,6 +14,10 @@ from PIL import Image
 REPO = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20, help="how often training is killed")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: what is marked slow runs last."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

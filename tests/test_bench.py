@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from camvid_lang.bench import summary
+from camvid_lang import bench, measuring
+from camvid_lang.bench import format_row, parse_bytes, summary, sweep_here
 from camvid_lang.cli import main
 from camvid_lang.errors import InputError
-from camvid_lang.measuring import Case, largest_batch, parse_bytes
+from camvid_lang.measuring import Case, footprint_here, largest_batch
 
 
 @pytest.mark.parametrize(
@@ -43,9 +44,38 @@ def test_bench_compares_draws_and_finds_the_exact_head_faster_and_leaner(tmp_pat
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("most", [0, 2, 3, 7, 8, 100])
+def test_the_largest_batch_stays_within_its_budget(most, monkeypatch):
+    asked = []
+
+    def footprint(case):
+        asked.append(case.batch)
+        return None if case.batch > 2 * most else 10 * case.batch
+
+    monkeypatch.setattr(measuring, "footprint_here", footprint)
+    found = largest_batch(Case("step", "ours", device="cuda"), budget=10 * most)
+    assert most - max(1, most // 8) <= found["batch"] <= most if most >= 2 else not found["batch"]
+    assert found["batch"] in (0, *asked)  # measured, not extrapolated
+    assert len(asked) < 14
+
+
 @pytest.mark.slow
-def test_the_largest_batch_stays_within_its_budget():
-    budget = parse_bytes("700MB")
-    found = largest_batch(Case("step", "ours", "swiftnet", size=(64, 64)), budget)
-    assert found["batch"] >= 4
-    assert found["bytes"] <= budget
+def test_a_footprint_grows_with_the_batch():
+    small, large = (
+        footprint_here(Case("step", "thesis", "swiftnet", batch=n, size=(96, 96))) for n in (2, 16)
+    )
+    assert large > small + 14 * 96 * 96 * 64  # at the very least one wide map a crop
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_row_for_each_size_and_batch(monkeypatch):
+    monkeypatch.setattr(bench, "largest_batch", lambda case, budget: {"batch": 2, "bytes": budget})
+    rows = sweep_here(Case("step", "ours", "swiftnet", repeats=1), 10**9, [(64, 64), (64, 96)], [2])
+    assert [(row["size"], "largest_batch" in row) for row in rows] == [
+        ((64, 64), False),
+        ((64, 64), True),
+        ((64, 96), False),
+        ((64, 96), True),
+    ]
+    assert all("images/s" in format_row(row, 1e11) for row in rows[::2])
+    assert all("budget: 2" in format_row(row, 1e11) for row in rows[1::2])

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from camvid_lang.cosine import cosine_logits_reference
 from camvid_lang.encoder import TINY, DenseCLIPEncoder, load_clip, load_resnet18
+from camvid_lang.learner import segmentation_loss
 from camvid_lang.models import Adapter, Bilinear, Ladder, SwiftNet
-from camvid_lang.training import segmentation_loss
 
 
 def text(classes=11, width=64, seed=0):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from camvid_lang.checkpoint import load_checkpoint, save_checkpoint
+from camvid_lang.assembly import build_model
+from camvid_lang.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from camvid_lang.data import load
+from camvid_lang.devices import mixed_precision, pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
-from camvid_lang.runs import build_model
-from camvid_lang.training import mixed_precision, pick_device, train
+from camvid_lang.training import train
 
 CPU = torch.device("cpu")
 
@@ -27,16 +28,22 @@ def learn(entry, data, checkpoint, stop_after=None):
             raise Interrupted
 
     model = build_model(entry)
-    return model, train(model, load(data, "trainval"), entry, checkpoint, CPU, on_epoch)
+    return model, train(
+        model, load(data, "trainval"), entry, Checkpoints(checkpoint), CPU, on_epoch
+    )
+
+
+def newest(folder):
+    return Checkpoints(folder).newest()[1]
 
 
 @pytest.mark.parametrize("name", ["frozen-names", "full-descriptions", "swiftnet"])
 def test_interrupted_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_path):
     entry = experiment(name)
-    whole, history = learn(entry, tiny_dataset, tmp_path / "whole.pt")
+    whole, history = learn(entry, tiny_dataset, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        learn(entry, tiny_dataset, tmp_path / "parts.pt", stop_after=1)
-    parts, resumed = learn(entry, tiny_dataset, tmp_path / "parts.pt")
+        learn(entry, tiny_dataset, tmp_path / "parts", stop_after=1)
+    parts, resumed = learn(entry, tiny_dataset, tmp_path / "parts")
     assert [h["loss"] for h in resumed] == [h["loss"] for h in history]
     for key, value in whole.state_dict().items():
         assert value.equal(parts.state_dict()[key]), key
@@ -44,7 +51,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_pa
 
 def test_loss_falls_and_history_tells_each_epoch(tiny_dataset, tmp_path):
     entry = experiment("swiftnet", epochs=8, lr=2e-3, crop=96)
-    _, history = learn(entry, tiny_dataset, tmp_path / "c.pt")
+    _, history = learn(entry, tiny_dataset, tmp_path / "c")
     assert [h["epoch"] for h in history] == list(range(1, 9))
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(0 <= h["miou"] <= 100 for h in history)
@@ -52,29 +59,29 @@ def test_loss_falls_and_history_tells_each_epoch(tiny_dataset, tmp_path):
 
 
 def test_both_groups_end_at_one_four_hundredth(tiny_dataset, tmp_path):
-    learn(experiment("full-names", encoder_lr=1e-4), tiny_dataset, tmp_path / "c.pt")
-    groups = load_checkpoint(tmp_path / "c.pt")["optimizer"]["param_groups"]
+    learn(experiment("full-names", encoder_lr=1e-4), tiny_dataset, tmp_path / "c")
+    groups = newest(tmp_path / "c")["optimizer"]["param_groups"]
     assert [g["lr"] for g in groups] == pytest.approx([1e-6, 2.5e-7])
     assert [g["weight_decay"] for g in groups] == [1e-4, 2.5e-5]
 
 
 def test_a_finished_training_is_not_repeated(tiny_dataset, tmp_path):
     entry = experiment(epochs=1)
-    learn(entry, tiny_dataset, tmp_path / "c.pt")
-    before = (tmp_path / "c.pt").read_bytes()
-    _, history = learn(entry, tiny_dataset, tmp_path / "c.pt")
+    learn(entry, tiny_dataset, tmp_path / "c")
+    before = sorted(tmp_path.glob("c/*"))
+    _, history = learn(entry, tiny_dataset, tmp_path / "c")
     assert len(history) == 1
-    assert (tmp_path / "c.pt").read_bytes() == before
+    assert sorted(tmp_path.glob("c/*")) == before
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_the_difference(tiny_dataset, tmp_path):
-    learn(experiment(epochs=1), tiny_dataset, tmp_path / "c.pt")
+    learn(experiment(epochs=1), tiny_dataset, tmp_path / "c")
     for changed, told in (
         (experiment("adapter-names", epochs=1), "is of experiment 'frozen-names'"),
         (experiment(epochs=1, lr=0.1), "lr was 0.0004, now 0.1"),
     ):
         with pytest.raises(InputError, match=told):
-            learn(changed, tiny_dataset, tmp_path / "c.pt")
+            learn(changed, tiny_dataset, tmp_path / "c")
 
 
 class Harmful:
@@ -104,15 +111,14 @@ def test_damaged_and_harmful_checkpoints_are_refused(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tiny_dataset, tmp_path):
     entry = experiment(lr=0.0)
     with pytest.raises(Interrupted):
-        learn(entry, tiny_dataset, tmp_path / "c.pt", stop_after=1)
-    model = build_model(entry)
-    state = load_checkpoint(tmp_path / "c.pt")
+        learn(entry, tiny_dataset, tmp_path / "c", stop_after=1)
+    state = newest(tmp_path / "c")
     key = next(k for k, v in state["model"].items() if v.is_floating_point())
     state["model"][key] = torch.full_like(state["model"][key], float("nan"))
-    save_checkpoint(tmp_path / "c.pt", state)
-    with pytest.raises(InputError, match="epoch 2"):
-        train(model, load(tiny_dataset, "trainval"), entry, tmp_path / "c.pt", CPU)
-    assert load_checkpoint(tmp_path / "c.pt")["epoch"] == 1
+    Checkpoints(tmp_path / "c").save(state, step=3)
+    with pytest.raises(InputError, match=r"nan at step 3 \(frames (train|val)/.*last-00000003"):
+        learn(entry, tiny_dataset, tmp_path / "c")
+    assert newest(tmp_path / "c")["epoch"] == 1
 
 
 def test_devices(monkeypatch):

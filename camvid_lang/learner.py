@@ -1,0 +1,179 @@
+"""One step of training, and all that it changes: what a checkpoint has to hold."""
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camvid_lang.checkpoint import (
+    Checkpoints,
+    random_states,
+    refuse_changed_settings,
+    set_random_states,
+)
+from camvid_lang.devices import mixed_precision
+from camvid_lang.errors import InputError
+from camvid_lang.experiments import Experiment, learning_rate_factor
+from camvid_lang.faults import is_out_of_memory, largest_fitting, out_of_memory
+from camvid_lang.models import Segmenter
+from camvid_lang.tally import Tally
+from camvid_lang.taxonomy import VOID
+
+__all__ = ["Learner", "make_optimizer", "segmentation_loss", "training_step"]
+
+
+def segmentation_loss(scores_map: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the temperature softmax (thesis, equations 2.2 and 2.3), void left out.
+
+    Args:
+        scores_map: (N, K, H, W) cosines, or logits with temperature 1.
+        labels: (N, H, W) uint8 ids; pixels of id 11 count nowhere.
+        temperature: divides the scores.
+
+    Returns:
+        Mean over labelled pixels; 0 for a batch that has none.
+    """
+    total = F.cross_entropy(
+        scores_map.float() / temperature, labels.long(), ignore_index=VOID, reduction="sum"
+    )
+    return total / (labels != VOID).sum().clamp_min(1)
+
+
+def make_optimizer(model: Segmenter, experiment: Experiment) -> torch.optim.Adam:
+    """Adam with one group for what is new and, when it trains, one for the encoder."""
+    groups = [
+        {
+            "params": list(model.decoder_parameters()),
+            "lr": experiment.lr,
+            "weight_decay": experiment.weight_decay,
+        }
+    ]
+    if experiment.train_encoder:
+        groups.append(
+            {
+                "params": list(model.encoder.parameters()),
+                "lr": experiment.encoder_lr,
+                "weight_decay": experiment.encoder_weight_decay,
+            }
+        )
+    # Fused: one pass over the weights, and a gradient scaler that need not wait for the device.
+    return torch.optim.Adam(groups, fused=True)
+
+
+def training_step(
+    model: Segmenter,
+    images: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    precision: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Forward, loss, backward, update. Returns the loss and the scores, both detached."""
+    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+        output = model(images)
+        loss = segmentation_loss(output, labels, model.temperature)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), output.detach()
+
+
+class Learner:
+    """All that a training step changes: weights, optimizer, schedule, scaler, random states."""
+
+    def __init__(self, model: Segmenter, experiment: Experiment, device: torch.device):
+        seed = experiment.seed
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        self.model, self.experiment, self.device = model, experiment, device
+        self.shuffle = torch.Generator().manual_seed(seed)
+        self.order = torch.empty(0, dtype=torch.long)  # of the frames in this epoch
+        self.history: list[dict] = []
+        self.optimizer = make_optimizer(model, experiment)
+        epochs, final = experiment.epochs, experiment.final_lr_fraction
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda epoch: learning_rate_factor(epoch, epochs, final)
+        )
+        self.precision = mixed_precision(device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of training; where memory does not suffice, tells what does."""
+
+        def attempt(batch: int) -> tuple[Tensor, Tensor]:
+            return training_step(
+                self.model,
+                images[:batch],
+                labels[:batch],
+                self.optimizer,
+                self.scaler,
+                self.precision,
+            )
+
+        try:
+            return attempt(len(images))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the except block, whose error would keep the failed step's memory alive. Two steps
+        # each, as the optimizer's own memory comes with the first; the weights are given up anyway.
+        fits = largest_fitting(lambda batch: (attempt(batch), attempt(batch)), len(images))
+        crop = "x".join(map(str, images.shape[-2:]))
+        raise out_of_memory(
+            self.experiment.name, len(images), f"crops of {crop}", fits, str(self.device)
+        )
+
+    def state(self, tally: Tally | None) -> dict:
+        """Everything the next step depends on, as tensors and plain data."""
+        return {
+            "settings": self.experiment.settings(),
+            "epoch": len(self.history),
+            "history": self.history,
+            "part": None if tally is None else tally.state(),
+            "model": self.model.learned_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": {**random_states(self.device), "shuffle": self.shuffle.get_state()},
+            "order": self.order,
+        }
+
+    def go_on(self, checkpoints: Checkpoints, frames: int) -> Tally | None:
+        """Bring everything back to the newest checkpoint, if there is one.
+
+        Returns:
+            The tally of the epoch that was interrupted, None where an epoch begins.
+
+        Raises:
+            InputError: checkpoints that are damaged, of other settings or of other frames.
+        """
+        found = checkpoints.newest()
+        if found is None:
+            return None
+        path, state = found
+        refuse_changed_settings(path, state["settings"], self.experiment.settings())
+        if len(state.get("order", ())) != frames:
+            raise InputError(
+                f"checkpoint {path} was trained on {len(state.get('order', ()))} frames, and now "
+                f"there are {frames}: give the same --data, or start afresh with --fresh"
+            )
+        try:
+            self.model.load_learned_state(state["model"])
+            for name in ("optimizer", "schedule", "scaler"):
+                getattr(self, name).load_state_dict(state[name])
+            set_random_states(state["random"], self.device)
+            self.shuffle.set_state(state["random"]["shuffle"])
+            self.history, self.order = list(state["history"]), state["order"]
+            if state["part"] is None:
+                return None
+            tally = Tally(self.device)
+            tally.load_state(state["part"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"checkpoint {path} does not fit {self.experiment.name}: start afresh with --fresh"
+            ) from error
+        return tally

@@ -1,0 +1,190 @@
+"""A second copy of a run's folder, on a drive that may be slow, full or gone for a while.
+
+Training never waits for the mirror and never ends because of it: copies are made by a thread, each
+is read back, and what failed is tried again with the next checkpoint and at the end.
+"""
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from camvid_lang.checkpoint import Checkpoints, load_checkpoint, step_of
+from camvid_lang.errors import InputError
+from camvid_lang.files import copy_verified, sha256
+from camvid_lang.results import read_figures, read_results
+
+__all__ = ["Mirror"]
+
+CHECKPOINTS = "checkpoints"
+# What a run writes besides its checkpoints, in the order in which it is copied.
+RESULTS = ("figures.npz", "results.json")
+PATIENCE = 600  # seconds that the end of a run waits for copies under way
+
+
+class Mirror:
+    """Keeps `remote` equal to what matters in `local`: checkpoints, results, figures.
+
+    Args:
+        local: a run's folder.
+        remote: its copy. Its parent has to exist when a copy is made: where a drive has been
+            unmounted, its place on the local disk must not be filled instead.
+        attempts, pause: how often `finish` tries, and the seconds in between.
+
+    Raises:
+        InputError: `remote` cannot be made at the start, when someone is there to mend it.
+    """
+
+    def __init__(self, local: Path, remote: Path, attempts: int = 3, pause: float = 5.0):
+        self.local, self.remote = Path(local), Path(remote)
+        self.attempts, self.pause = attempts, pause
+        if self.remote.resolve() == self.local.resolve():
+            raise InputError(f"mirror {remote} is the run's own folder: choose another one")
+        try:
+            (self.remote / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"mirror {remote} cannot be written to ({error.strerror}): is the drive mounted?"
+            ) from error
+        self._verified: dict[Path, tuple] = {}
+        self._unwanted: set[Path] = set()
+        self._told = ""
+        self._asked = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._busy = threading.Lock()
+        threading.Thread(target=self._work, daemon=True, name="mirror").start()
+
+    def restore(self) -> None:
+        """Bring here what the mirror has and this folder lacks; damaged copies are passed over."""
+        with self._tell_failures("read"):
+            here = self.local / CHECKPOINTS
+            held = max(map(step_of, Checkpoints(here).files()), default=-1)
+            there = Checkpoints(self.remote / CHECKPOINTS)
+            for path in (*there.files()[::-1], *there.files("best")):
+                if path.name.startswith("last") and step_of(path) <= held:
+                    continue
+                if (here / path.name).exists() or not _readable(path):
+                    continue
+                here.mkdir(parents=True, exist_ok=True)
+                copy_verified(path, here / path.name)
+                if path.name.startswith("last"):
+                    print(f"restored {path.name} from {self.remote}")
+                    held = step_of(path)
+            for name in RESULTS:
+                if not (self.local / name).exists() and _usable(self.remote / name):
+                    self.local.mkdir(parents=True, exist_ok=True)
+                    copy_verified(self.remote / name, self.local / name)
+
+    def clear(self) -> None:
+        """Forget the mirror's earlier run: what is there and not here goes with the next update."""
+        with self._tell_failures("read"):
+            self._unwanted = {self.remote / name for name in RESULTS}
+        self.update()
+
+    def update(self) -> None:
+        """Have the mirror brought up to date, in the background."""
+        self._idle.clear()
+        self._asked.set()
+
+    def finish(self) -> bool:
+        """Bring the mirror up to date now; tells and returns False where that does not succeed."""
+        # A drive that hangs must not hold the run for ever.
+        for attempt in range(self.attempts if self._idle.wait(PATIENCE) else 0):
+            if attempt:
+                time.sleep(self.pause)
+            if self._synchronise():
+                return True
+        print(f"note: mirror {self.remote} is not complete; the run is, in {self.local}")
+        return False
+
+    def _work(self) -> None:
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            self._synchronise()
+            if not self._asked.is_set():
+                self._idle.set()
+
+    def _synchronise(self) -> bool:
+        with self._busy, self._tell_failures("updated") as outcome:
+            if not self.remote.parent.is_dir():
+                raise FileNotFoundError(2, "the drive is gone", str(self.remote.parent))
+            (self.remote / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            wanted = self._wanted()
+            for path in wanted:
+                self._copy(path)
+            kept = {self.remote / path.relative_to(self.local) for path in wanted}
+            there = Checkpoints(self.remote / CHECKPOINTS)
+            for old in (*there.files("last"), *there.files("best"), *self._unwanted):
+                if old not in kept:
+                    old.unlink(missing_ok=True)
+            for rest in self.remote.rglob("*.part"):
+                rest.unlink(missing_ok=True)
+            self._unwanted = set()
+            if self._told:
+                tqdm.write(f"note: mirror {self.remote} is complete again")
+                self._told = ""
+            outcome.append(True)
+        return bool(outcome)
+
+    def _wanted(self) -> list[Path]:
+        own = Checkpoints(self.local / CHECKPOINTS)
+        results = [self.local / name for name in RESULTS if (self.local / name).exists()]
+        return [*own.files("last"), *own.files("best"), *results]
+
+    def _copy(self, path: Path) -> None:
+        target = self.remote / path.relative_to(self.local)
+        try:
+            here = _stamp(path)
+        except FileNotFoundError:  # replaced by a newer checkpoint meanwhile
+            return
+        if target.exists() and self._verified.get(target) == (here, _stamp(target)):
+            return
+        try:
+            if not (target.exists() and sha256(target) == sha256(path)):
+                copy_verified(path, target)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            return
+        self._verified[target] = (here, _stamp(target))
+
+    @contextlib.contextmanager
+    def _tell_failures(self, done: str):
+        """Turn a failure into a note, told once until it changes."""
+        outcome: list[bool] = []
+        try:
+            yield outcome
+        except OSError as error:
+            told = f"mirror {self.remote} could not be {done} ({error.strerror or error})"
+            if told != self._told:
+                tqdm.write(f"note: {told}; it is tried again later")
+                self._told = told
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _readable(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except InputError:
+        print(f"note: {path} is damaged; it is passed over")
+        return False
+    return True
+
+
+def _usable(path: Path) -> bool:
+    """Whether the file is there and whole, as far as it can tell."""
+    if path.suffix == ".json":
+        try:
+            read_results(path)
+        except InputError:
+            return False
+        return True
+    return read_figures(path) is not None
