@@ -48,7 +48,7 @@ class Experiment:
     temperature: float = 0.01
     epochs: int = 240
     batch_size: int = 6
-    crop: int = 224  # pixels, square
+    crop: int = 224  # pixels, square; 0 for whole frames
     lr: float = 4e-4
     weight_decay: float = 1e-4
     encoder_lr: float = 1e-4  # used when the encoder trains
@@ -238,6 +238,8 @@ _LIMITS = {
 def _checked(entry: Experiment) -> Experiment:
     for key, (low, high) in _LIMITS.items():
         value = getattr(entry, key)
+        if key == "crop" and value == 0:
+            continue
         if not low <= value <= high:  # also refuses NaN
             raise InputError(f"setting {key}={value}: it must lie between {low:g} and {high:g}")
     for key in ("train_split", "test_split"):

@@ -9,6 +9,7 @@ from camvid_lang.data import load
 from camvid_lang.devices import mixed_precision, pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
+from camvid_lang.learner import Learner
 from camvid_lang.training import train
 
 CPU = torch.device("cpu")
@@ -119,6 +120,19 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tiny_dataset, 
     with pytest.raises(InputError, match=r"nan at step 3 \(frames (train|val)/.*last-00000003"):
         learn(entry, tiny_dataset, tmp_path / "c")
     assert newest(tmp_path / "c")["epoch"] == 1
+
+
+def test_whole_frames_are_trained_on_with_crop_0(tiny_dataset, tmp_path, monkeypatch):
+    shapes = set()
+    step = Learner.step
+
+    def watched(self, images, labels):
+        shapes.add((images.shape[2:], labels.shape[1:]))
+        return step(self, images, labels)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    learn(experiment(epochs=1, crop=0), tiny_dataset, tmp_path / "c")
+    assert shapes == {((96, 128), (96, 128))}
 
 
 def test_devices(monkeypatch):
