@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint tiny-clip clean
+.PHONY: demo test lint notebooks tiny-clip clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m camvid_lang demo --out runs/demo
@@ -16,6 +16,11 @@ test: $(INSTALLED) lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python notebooks/generate.py --check
+
+# The .py files are edited, the .ipynb made from them.
+notebooks: $(INSTALLED)
+	$(BIN)/python notebooks/generate.py
 
 # Trains the tiny CLIP that the package carries anew (minutes); needed only when scenes change.
 tiny-clip: $(INSTALLED)

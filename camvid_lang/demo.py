@@ -10,7 +10,7 @@ from camvid_lang.run_reports import report_runs
 from camvid_lang.runs import run
 from camvid_lang.scenes import write_scenes
 
-__all__ = ["DEMO_SETTINGS", "run_demo"]
+__all__ = ["DEMO_SETTINGS", "demo_settings", "run_demo"]
 
 # On top of the `cpu` profile: small crops for small scenes, and a higher rate for few steps.
 DEMO_SETTINGS = {"crop": 128, "batch_size": 8, "epochs": 14, "lr": 1e-3}
@@ -34,7 +34,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool =
     write_scenes(data, seed=seed)
     experiments = {}
     for number, name in enumerate(THESIS_ROWS, start=1):
-        experiment = configure(name, "cpu", {**_settings(name), "seed": seed})
+        experiment = configure(name, "cpu", {**demo_settings(name), "seed": seed})
         print(f"[{number}/{len(THESIS_ROWS)}] {name}", flush=True)
         experiments[name] = run(
             experiment, data, out / name, device, fresh, command="python -m camvid_lang demo"
@@ -50,7 +50,8 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool =
     return results
 
 
-def _settings(name: str) -> dict:
+def demo_settings(name: str) -> dict:
+    """What replaces the `cpu` profile's settings on drawn scenes."""
     if name.startswith("bilinear"):
         return {}
     return DEMO_SETTINGS | (SWIFTNET_SETTINGS if name == "swiftnet" else {})

@@ -12,9 +12,16 @@ from camvid_lang.devices import mixed_precision
 from camvid_lang.errors import InputError
 from camvid_lang.metrics import confusion_matrix, scores
 from camvid_lang.models import Segmenter
-from camvid_lang.taxonomy import NUM_CLASSES
+from camvid_lang.taxonomy import NUM_CLASSES, VOID
 
-__all__ = ["chance_scores", "evaluate", "predict", "score_folders"]
+__all__ = [
+    "best_and_worst",
+    "chance_scores",
+    "evaluate",
+    "frame_accuracies",
+    "predict",
+    "score_folders",
+]
 
 
 @torch.inference_mode()
@@ -40,6 +47,30 @@ def evaluate(
 
     matrix = confusion_matrix(pairs()).cpu()
     return scores(matrix), matrix
+
+
+def frame_accuracies(model: Segmenter, frames: Frames, batch_size: int = 2) -> list[float | None]:
+    """Share of labelled pixels that are right, in percent, of each frame; None where none is.
+
+    Good for finding frames worth a look; scores of a split are taken by `evaluate`.
+    """
+    model.eval()
+    found = []
+    for start in range(0, len(frames), batch_size):
+        images, labels = (x[start : start + batch_size] for x in (frames.images, frames.labels))
+        right = (predict(model, images) == labels).flatten(1).sum(dim=1)
+        counted = (labels != VOID).flatten(1).sum(dim=1)
+        pairs = zip(right.tolist(), counted.tolist(), strict=True)
+        found += [100 * hits / pixels if pixels else None for hits, pixels in pairs]
+    return found
+
+
+def best_and_worst(model: Segmenter, frames: Frames, count: int = 2) -> list[int]:
+    """Indices of the `count` best frames, best first, then of the worst, worst last."""
+    shares = frame_accuracies(model, frames)
+    ranked = sorted((i for i, s in enumerate(shares) if s is not None), key=shares.__getitem__)
+    best = ranked[::-1][:count]
+    return [*best, *[i for i in ranked[:count] if i not in best][::-1]]
 
 
 def chance_scores(frames: Frames, seed: int = 0) -> dict:

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from camvid_lang.errors import InputError
-from camvid_lang.plotting import FONT, OKABE_ITO, Canvas, colour_labels, hexadecimal
+from camvid_lang.plotting import FONT, OKABE_ITO, Canvas, colour_labels, hexadecimal, plain
 from camvid_lang.taxonomy import CLASSES, PALETTE, VOID
 
-__all__ = ["CAMVID_NAMES", "frames_and_labels", "overlay", "predictions"]
+__all__ = ["CAMVID_NAMES", "frames_and_labels", "heat_maps", "overlay", "predictions"]
 
 CAMVID_NAMES = (*CLASSES, "void")
 
@@ -31,9 +31,11 @@ def _gallery(title, rows, names, colours):
             place.imshow(picture, interpolation="nearest")
             place.set(xticks=[], yticks=[])
             heading = heading if len(heading) <= 32 else f"…{heading[-31:]}"
-            place.set_title(heading, fontsize=FONT, loc="left")
+            place.set_title(plain(heading), fontsize=FONT, loc="left")
     patches = [
-        Patch(facecolor=hexadecimal(colour), edgecolor="black", linewidth=0.5, label=name)
+        Patch(
+            facecolor=hexadecimal(colour), edgecolor="black", linewidth=0.5, label=plain(name, 40)
+        )
         for name, colour in zip(names, colours, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=across, fontsize=FONT)
@@ -86,3 +88,27 @@ def overlay(image, ids, names, colours):
     tinted = 0.45 * np.asarray(image, dtype=float) + 0.55 * colour_labels(ids, colours)
     row = [("picture", np.asarray(image)), ("segmentation", tinted.round().astype(np.uint8))]
     return _gallery("Segmentation by words", [row], names, colours)
+
+
+def heat_maps(image, cosines, names, title="Where each phrase fits", columns=3):
+    """One map per phrase: how near each pixel's vector lies to it, dark to bright.
+
+    `image` is uint8 (H, W, 3), `cosines` (K, h, w) in [-1, 1], `names` K texts. All maps share one
+    scale, from the lowest to the highest cosine on the picture.
+    """
+    maps = np.asarray(cosines, dtype=float)
+    height, width = np.asarray(image).shape[:2]
+    rows = math.ceil(len(maps) / columns)
+    each = 9.6 / columns
+    figure = Canvas(title, 9.6, rows * (each * height / width + 0.35) + 0.9)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    low, high = float(maps.min()), float(maps.max())
+    shown = None
+    for place in axes.flat:
+        place.set_axis_off()
+    for place, values, name in zip(axes.flat, maps, names, strict=False):
+        shown = place.imshow(values, cmap="viridis", vmin=low, vmax=high)
+        place.set_title(plain(name, 34), fontsize=FONT, loc="left")
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.01)
+    bar.set_label("cosine similarity", fontsize=FONT)
+    return figure

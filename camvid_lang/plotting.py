@@ -12,7 +12,16 @@ from matplotlib.figure import Figure
 from camvid_lang.errors import InputError
 from camvid_lang.taxonomy import PALETTE
 
-__all__ = ["FONT", "OKABE_ITO", "Canvas", "colour_labels", "hexadecimal", "palette", "to_png"]
+__all__ = [
+    "FONT",
+    "OKABE_ITO",
+    "Canvas",
+    "colour_labels",
+    "hexadecimal",
+    "palette",
+    "plain",
+    "to_png",
+]
 
 # Points; the smallest size in use anywhere, legible at 100 dots per inch.
 FONT = 9
@@ -66,6 +75,19 @@ def palette(n):
             base += ((0 if turn % 2 else 255) - base) * amount
         colours.append(tuple(int(value) for value in base.round()))
     return tuple(colours)
+
+
+def plain(text, most=None):
+    """A text that matplotlib shows as it stands: no formula between dollar signs, one line.
+
+    `most` is the largest number of characters; the rest becomes an ellipsis.
+    """
+    text = " ".join(str(text).split())
+    if most and len(text) > most:
+        text = f"{text[: most - 1]}…"
+    # A legend leaves out what begins with an underscore; a space of no width keeps it in.
+    text = f"\u200b{text}" if text.startswith("_") else text
+    return text.replace("$", r"\$")
 
 
 def hexadecimal(colour):

