@@ -22,8 +22,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from camvid_lang import archives, transfer
 from camvid_lang.errors import InputError
 from camvid_lang.layout import DataReport, raise_any, survey, verify
@@ -36,6 +34,7 @@ from camvid_lang.pictures import (
     read_label,
     read_size,
 )
+from camvid_lang.progress import progress
 
 try:
     import fcntl
@@ -109,7 +108,7 @@ def _put(dest: Path, key: str, suffix: str, content: bytes, digest: str) -> None
 def _install(source: Path, dest: Path, wanted: dict[str, str]) -> dict[str, str]:
     """Copies the wanted pictures from a folder or archive; returns {key: why not} of the rest."""
     failed = dict.fromkeys(wanted, ABSENT)
-    with tqdm(total=len(wanted), unit="picture", desc="check and store") as bar:
+    with progress(total=len(wanted), unit="picture", desc="check and store") as bar:
         for member in archives.members(source):
             if len(member.parts) < 2:
                 continue

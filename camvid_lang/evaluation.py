@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from camvid_lang.data import Frames, read_label
 from camvid_lang.devices import mixed_precision
 from camvid_lang.errors import InputError
 from camvid_lang.metrics import confusion_matrix, scores
 from camvid_lang.models import Segmenter
+from camvid_lang.progress import progress
 from camvid_lang.taxonomy import NUM_CLASSES, VOID
 
 __all__ = [
@@ -41,7 +41,7 @@ def evaluate(
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         starts = range(0, len(frames), batch_size)
-        for start in tqdm(starts, desc=desc, unit="batch", mininterval=1):
+        for start in progress(starts, desc=desc, unit="batch"):
             part = slice(start, start + batch_size)
             yield predict(model, frames.images[part]), frames.labels[part]
 

@@ -88,7 +88,7 @@ class Session:
             What its `results.json` holds.
         """
         live = LiveCurves(name) if show else None
-        return run(
+        results = run(
             self.configure(name, **settings),
             self.data,
             self.runs / name,
@@ -97,6 +97,9 @@ class Session:
             mirror=self.drive / name if self.drive else None,
             on_epoch=live.update if live else None,
         )
+        if live and live.drawn:
+            live.update(results["history"], now=True)
+        return results
 
     def finished(self) -> dict[str, dict]:
         """Results of all finished runs, by experiment, here or on Drive; nothing is run."""
@@ -272,22 +275,23 @@ def _data_folder(data: str, profile: str, work: Path) -> Path:
 
 
 class LiveCurves:
-    """Loss and mIoU of a run, drawn in place while it learns; at most every few seconds."""
+    """Loss and mIoU of a run, drawn in place while it learns; at most every few seconds.
+
+    Attributes:
+        drawn: whether anything has been.
+    """
 
     def __init__(self, name: str, seconds: float = 10.0):
-        self.name, self.seconds = name, seconds
-        self._drawn = -np.inf
-        self._handle = None
+        from IPython.display import HTML, display
 
-    def update(self, history: list[dict]) -> None:
+        self.name, self.seconds, self.drawn = name, seconds, False
+        self._last = -np.inf
+        self._handle = display(HTML(""), display_id=True)  # its place is above the progress bar
+
+    def update(self, history: list[dict], now: bool = False) -> None:
         """Draw the history so far; given to `runs.run` as `on_epoch`."""
-        from IPython.display import display
-
-        if time.monotonic() - self._drawn < self.seconds:
+        if not now and time.monotonic() - self._last < self.seconds:
             return
-        figure = curves({self.name: history}, f"{self.name} while learning")
-        if self._handle is None:
-            self._handle = display(figure, display_id=True)
-        elif self._handle:
-            self._handle.update(figure)
-        self._drawn = time.monotonic()
+        if self._handle is not None:  # None outside a notebook
+            self._handle.update(curves({self.name: history}, f"{self.name} while learning"))
+        self.drawn, self._last = True, time.monotonic()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from camvid_lang import backdrop, road_users, scenery
 from camvid_lang.errors import InputError
+from camvid_lang.progress import progress
 from camvid_lang.scene_canvas import CLASS_ID, LEAVES, SceneCanvas
 
 __all__ = ["DEFAULT_COUNTS", "DEFAULT_SIZE", "draw_scene", "scene_seed", "write_scenes"]
@@ -196,7 +196,7 @@ def write_scenes(root, counts=None, size=DEFAULT_SIZE, seed=0):
             folder.mkdir(parents=True, exist_ok=True)
             for old in folder.glob("scene_*.png"):
                 old.unlink()
-    for split, index in tqdm(jobs, desc="drawing scenes", unit="scene"):
+    for split, index in progress(jobs, desc="drawing scenes", unit="scene"):
         image, label = draw_scene(scene_seed(seed, split, index), size)
         name = f"scene_{index:05d}.png"
         Image.fromarray(image).save(root / split / name, compress_level=1)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from camvid_lang.checkpoint import Checkpoints
 from camvid_lang.data import Frames, batches, number_of_batches
@@ -18,6 +17,7 @@ from camvid_lang.faults import Interrupted, stop_requests
 from camvid_lang.learner import Learner
 from camvid_lang.metrics import scores
 from camvid_lang.models import Segmenter
+from camvid_lang.progress import progress
 from camvid_lang.tally import Tally
 
 __all__ = ["train"]
@@ -60,12 +60,11 @@ def train(
     saved_at = time.monotonic()
     with (
         stop_requests() as stop,
-        tqdm(
+        progress(
             total=experiment.epochs * steps,
             initial=done,
             desc=experiment.name,
             unit="step",
-            mininterval=1,
         ) as bar,
     ):
         for epoch in range(len(history), experiment.epochs):

@@ -7,10 +7,9 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from camvid_lang.errors import InputError
 from camvid_lang.pictures import one_line
+from camvid_lang.progress import progress
 
 __all__ = ["fetch_drive", "fetch_url"]
 
@@ -75,7 +74,7 @@ def _receive(url: str, answer: http.client.HTTPResponse, part: Path, held: int) 
         raise _refuse_page(url)
     with (
         part.open("ab" if resumed else "wb") as file,
-        tqdm(total=total, initial=held, unit="B", unit_scale=True, desc="download") as bar,
+        progress(total=total, initial=held, unit="B", unit_scale=True, desc="download") as bar,
     ):
         while chunk:
             file.write(chunk)

@@ -95,10 +95,12 @@ class_frequencies({name: count.numpy() for name, count in counts.items()})
 # two ways: by their **names** and by **descriptions** of a sentence or two.
 
 # %%
+from IPython.display import Markdown
+
 from camvid_lang.text import class_phrases
 
-for name, phrases in list(class_phrases("descriptions").items())[:3]:
-    print(f"{name}: {phrases[0]}\n")
+descriptions = class_phrases("descriptions")
+Markdown("\n".join(f"* **{name}**: {phrases[0]}" for name, phrases in descriptions.items()))
 
 # %% [markdown]
 # ## How alike the classes are (figure 7.1)
