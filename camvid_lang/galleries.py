@@ -23,7 +23,7 @@ def _gallery(title, rows, names, colours):
     each = 9.6 / max(columns, 3)
     across = 6 if columns > 2 else 4
     legend = math.ceil(len(names) / across) * 0.25 + 0.2
-    tall = len(rows) * (each * height / width + 0.3) + 0.6
+    tall = len(rows) * (each * _tallness(height, width) + 0.3) + 0.6
     figure = Canvas(title, each * columns, tall + legend)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, pictures in zip(axes, rows, strict=True):
@@ -40,6 +40,11 @@ def _gallery(title, rows, names, colours):
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=across, fontsize=FONT)
     return figure
+
+
+def _tallness(height, width):
+    """Height over width of a picture's place: within reason, whatever the picture's shape."""
+    return min(max(height / width, 0.2), 2.5)
 
 
 def _channels_last(image):
@@ -85,8 +90,11 @@ def overlay(image, ids, names, colours):
 
     `image` is uint8 (H, W, 3), `ids` (H, W); `names` and `colours` hold one entry per id.
     """
-    tinted = 0.45 * np.asarray(image, dtype=float) + 0.55 * colour_labels(ids, colours)
-    row = [("picture", np.asarray(image)), ("segmentation", tinted.round().astype(np.uint8))]
+    # More pixels than the figure has would only take memory.
+    step = max(1, max(np.asarray(ids).shape) // 1200)
+    image, ids = np.asarray(image)[::step, ::step], np.asarray(ids)[::step, ::step]
+    tinted = 0.45 * image + 0.55 * colour_labels(ids, colours)
+    row = [("picture", image), ("segmentation", tinted.round().astype(np.uint8))]
     return _gallery("Segmentation by words", [row], names, colours)
 
 
@@ -100,7 +108,7 @@ def heat_maps(image, cosines, names, title="Where each phrase fits", columns=3):
     height, width = np.asarray(image).shape[:2]
     rows = math.ceil(len(maps) / columns)
     each = 9.6 / columns
-    figure = Canvas(title, 9.6, rows * (each * height / width + 0.35) + 0.9)
+    figure = Canvas(title, 9.6, rows * (each * _tallness(height, width) + 0.35) + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False)
     low, high = float(maps.min()), float(maps.max())
     shown = None

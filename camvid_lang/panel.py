@@ -63,7 +63,7 @@ def read_upload(name: str, content: bytes) -> np.ndarray:
         path = Path(folder) / f"upload{Path(name).suffix}"
         path.write_bytes(content)
         try:
-            return read_image(path)
+            return read_image(path, upright=True)
         except InputError as error:
             raise InputError(str(error).replace(str(path), name)) from None
 
@@ -98,12 +98,12 @@ def panel(words: Words, pictures: Mapping[str, np.ndarray], text: str = EXAMPLE)
     told = ipywidgets.HTML()
     result, maps = (ipywidgets.Image(format="png", layout={"max_width": "960px"}) for _ in "12")
 
+    shown = {"image": pictures[first]}  # whichever was chosen or uploaded last
+
     def show(_: object = None) -> None:
         told.value = "…"
         try:
-            sent = uploaded(upload.value)
-            image = read_upload(*sent) if sent else pictures[choice.value]
-            figures = ask(words, image, phrases.value)
+            figures = ask(words, shown["image"], phrases.value)
         except InputError as error:
             told.value = f"<b>{html.escape(str(error))}</b>"
             return
@@ -111,8 +111,24 @@ def panel(words: Words, pictures: Mapping[str, np.ndarray], text: str = EXAMPLE)
             widget.value = to_png(figure)
         told.value = ""
 
+    def choose(_: object) -> None:
+        shown["image"] = pictures[choice.value]
+        show()
+
+    def receive(_: object) -> None:
+        sent = uploaded(upload.value)
+        if sent is None:
+            return
+        try:
+            shown["image"] = read_upload(*sent)
+        except InputError as error:
+            told.value = f"<b>{html.escape(str(error))}</b>"
+            return
+        show()
+
     button.on_click(show)
-    choice.observe(show, names="value")
+    choice.observe(choose, names="value")
+    upload.observe(receive, names="value")
     show()
     return ipywidgets.VBox([ipywidgets.HBox([choice, upload]), phrases, button, told, result, maps])
 

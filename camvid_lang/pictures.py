@@ -5,10 +5,12 @@ exceptions (there are many kinds) never reach the caller.
 """
 
 import hashlib
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from camvid_lang.errors import InputError
 from camvid_lang.taxonomy import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
@@ -25,6 +27,7 @@ __all__ = [
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 
+_FILTERS = threading.Lock()
 MAX_PIXELS = 64 * 1024 * 1024
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 LABEL_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L")
@@ -38,7 +41,11 @@ def one_line(text: object) -> str:
 def _open(path: Path) -> Image.Image:
     """The picture, its header read; `InputError` where that fails or it is beyond 64 megapixels."""
     try:
-        picture = Image.open(path)
+        # Pillow only warns where our own limit already refuses. The filters are the process's, so
+        # threads that read pictures take turns.
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(path)
     except FileNotFoundError:
         raise InputError(one_line(f"{path}: no such file")) from None
     except Image.DecompressionBombError:
@@ -61,11 +68,15 @@ def read_size(path: str | Path) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def _decode(path: Path, modes: tuple[str, ...], wanted: str, rgb: bool) -> np.ndarray:
+def _decode(
+    path: Path, modes: tuple[str, ...], wanted: str, rgb: bool, upright: bool = False
+) -> np.ndarray:
     with _open(path) as picture:
         if picture.mode not in modes:
             raise InputError(one_line(f"{path}: mode {picture.mode} where {wanted}"))
         try:
+            if upright:
+                picture = ImageOps.exif_transpose(picture)
             if rgb and picture.mode != "RGB":
                 return np.asarray(picture.convert("RGB"))
             return np.asarray(picture)
@@ -76,14 +87,16 @@ def _decode(path: Path, modes: tuple[str, ...], wanted: str, rgb: bool) -> np.nd
             ) from None
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
     """A picture as uint8 (H, W, 3), red green blue in 0..255.
 
-    Grey and palette pictures are converted, an alpha channel is dropped, an EXIF orientation is
-    not applied (a label has none, so turning the frame would part the two). Raises `InputError`
-    for a missing, unreadable, truncated, 16-bit or oversized file.
+    Grey and palette pictures are converted, an alpha channel is dropped. An EXIF orientation is
+    applied where `upright` is set: for pictures from a telephone, say, but not for frames, as
+    turning them would part them from their labels. Raises `InputError` for a missing, unreadable,
+    truncated, 16-bit or oversized file.
     """
-    return _decode(Path(path), IMAGE_MODES, "an 8-bit picture is needed: save it as RGB", True)
+    wanted = "an 8-bit picture is needed: save it as RGB"
+    return _decode(Path(path), IMAGE_MODES, wanted, True, upright)
 
 
 def read_label(path: str | Path) -> np.ndarray:

@@ -78,11 +78,12 @@ def palette(n):
 
 
 def plain(text, most=None):
-    """A text that matplotlib shows as it stands: no formula between dollar signs, one line.
+    """A text that matplotlib shows as it stands: no formula between dollar signs, one line,
+    a question mark for what cannot be printed.
 
     `most` is the largest number of characters; the rest becomes an ellipsis.
     """
-    text = " ".join(str(text).split())
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
     if most and len(text) > most:
         text = f"{text[: most - 1]}…"
     # A legend leaves out what begins with an underscore; a space of no width keeps it in.

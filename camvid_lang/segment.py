@@ -52,7 +52,7 @@ def segment_files(
         if path.stem in stems:
             raise InputError(f"{path} and {stems[path.stem]} would both be written as {path.stem}")
         stems[path.stem] = path
-        read_image(path)
+        read_image(path, upright=True)
     where = pick_device(device)
     model, _ = load_run(run, classes)
     model = model.to(where)
@@ -61,7 +61,7 @@ def segment_files(
     colours = palette(len(classes))
     written = []
     for stem, path in stems.items():
-        image = read_image(path)
+        image = read_image(path, upright=True)
         ids = segment_image(model, image)
         figure = overlay(image, ids, list(classes), colours)
         for picture, name in ((_png(ids), f"{stem}.png"), (to_png(figure), f"{stem}_overlay.png")):

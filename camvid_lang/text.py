@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -61,7 +60,12 @@ def class_phrases(classes: str | Sequence[str] | Mapping[str, str | Sequence[str
             return {name: [name] for name in CLASSES}
         if classes == "descriptions":
             return {name: [text] for name, text in DESCRIPTIONS.items()}
-        classes = _read_json(Path(classes))
+        try:
+            return class_phrases(_read_json(Path(classes)))
+        except InputError as error:
+            told = str(error)
+            named = told if classes in told else f"text set {classes}: {told}"
+            raise InputError(named) from None
     if isinstance(classes, Mapping):
         pairs = [(k, [v] if isinstance(v, str) else v) for k, v in classes.items()]
     elif isinstance(classes, Sequence):
@@ -213,7 +217,7 @@ class PhraseFile:
             raise InputError(
                 f"text bank {path} lacks an array: it needs 'phrases' and 'embeddings'"
             ) from error
-        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # numpy answers a damaged archive with almost any
             raise InputError(
                 f"text bank {path} is no .npz of plain arrays: {_short(error)}"
             ) from error
@@ -260,7 +264,7 @@ def _read_json(path: Path):
         raise InputError(
             f"text set '{path}' is neither 'names', 'descriptions' nor a JSON file"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"text set {path} is no JSON list or mapping: {_short(error)}") from error
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Server:
     honours_range: bool = True
     declares_length: bool = True
     cut_after: int | None = None
+    redirect: bool = False  # /camvid.zip leads to /quota, a web page
+    seconds: float = 0.0  # that an answer takes
     requests: list[str] = field(default_factory=list)  # the Range header of each, "" for none
     url: str = ""
 
@@ -51,6 +54,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             asked = self.headers.get("Range", "")
             state.requests.append(asked)
             body, status = state.body, state.status
+            time.sleep(state.seconds)
+            if state.redirect and self.path != "/quota":
+                self.send_response(302)
+                self.send_header("Location", "/quota")
+                self.end_headers()
+                return
             if asked and state.honours_range and status == 200:
                 first = int(asked.removeprefix("bytes=").removesuffix("-"))
                 if first >= len(body):
@@ -385,6 +394,65 @@ def test_two_downloads_at_once(fetch, release, dest) -> None:
     ):
         fetch(source=release)
     fetch(source=release)
+    assert_whole(dest, release)
+
+
+CHILD = """
+import resource, sys
+from camvid_lang import download
+from camvid_lang.errors import InputError
+dest, url, manifest, room = sys.argv[1:]
+if int(room):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
+try:
+    download.fetch(dest, url=url, manifest=manifest)
+except InputError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def child(dest: Path, server: Server, manifest: Path, room: int = 0) -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD, str(dest), server.url, str(manifest), str(room)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_redirect_to_a_web_page_is_told(server, fetch, dest) -> None:
+    server.redirect = True
+    server.body, server.content_type = b"<html>Quota exceeded</html>", "text/html"
+    with pytest.raises(InputError, match="a web page came instead of an archive"):
+        fetch()
+    assert not list(dest.parent.rglob("*.part"))
+    assert not list(dest.rglob("*.png"))
+
+
+@pytest.mark.parametrize("room", [700, 9_000])  # no room for the archive; nor for all pictures
+def test_a_disk_that_fills_up_is_one_line_and_resumed(
+    room, server, fetch, release, dest, small_manifest
+) -> None:
+    pytest.importorskip("resource")
+    server.body = zip_of(release)
+    assert len(server.body) > room
+    process = child(dest, server, small_manifest, room)
+    told = process.communicate(timeout=120)[1].strip().splitlines()[-1]
+    assert process.returncode == 1
+    assert told.startswith("error: ")
+    assert "File too large" in told
+    assert "Traceback" not in told
+    fetch()
+    assert_whole(dest, release)
+
+
+def test_two_processes_at_once_leave_one_whole_set(
+    server, release, dest, small_manifest, fetch
+) -> None:
+    pytest.importorskip("fcntl")
+    server.body, server.seconds = zip_of(release), 1.5
+    both = [child(dest, server, small_manifest) for _ in range(2)]
+    told = [process.communicate(timeout=120)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert 0 in codes
+    for code, lines in zip(codes, told, strict=True):
+        assert code == 0 or "another download is writing there" in lines
     assert_whole(dest, release)
 
 
