@@ -28,7 +28,7 @@ from camvid_lang.mirror import Mirror
 from camvid_lang.results import read_results
 from camvid_lang.runs import run
 from camvid_lang.scenes import write_scenes
-from camvid_lang.tables import tables, to_markdown
+from camvid_lang.tables import tables, to_compact_markdown
 
 __all__ = ["LiveCurves", "Session", "in_colab", "one_line_errors", "start"]
 
@@ -141,18 +141,20 @@ class Session:
 
         results = {"chance": None, "experiments": self.finished()}
         wanted = [
-            to_markdown(table)
+            to_compact_markdown(table, differences=not self.drawn)
             for table in tables(results, THESIS_ROWS)
             if not numbers or table.number in numbers
         ]
-        return Markdown("\n\n".join([*wanted, self.protocol()]))
+        return Markdown("\n\n".join([self.protocol(), *wanted]))
 
     def protocol(self) -> str:
-        """One line that says what the figures were measured on."""
+        """What stands in the tables' cells, and what was measured on."""
         on = "drawn scenes, not CamVid" if self.drawn else "the test split of the data set"
+        difference = "" if self.drawn else " (difference)"
         return (
-            f"*Measured: {on}, profile `{self.profile}`, void ignored, one confusion matrix over "
-            "the whole split. Thesis: CamVid test, 480x360.*"
+            f"Cells: **measured / thesis{difference}**, in %. Measured on {on}, profile "
+            f"`{self.profile}`; the thesis on CamVid's 233 test frames at 480x360. Void counts "
+            "nowhere; one confusion matrix over the whole split."
         )
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:

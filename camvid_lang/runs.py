@@ -81,13 +81,15 @@ def run(
                 (out / name).unlink(missing_ok=True)
         if copy:
             copy.clear() if fresh else copy.restore()
-        results = _finished(experiment, out)
-        if results is None:
-            results = _train_and_score(
-                experiment, data, out, report, where, checkpoints, command, on_epoch
-            )
-        if copy:
-            copy.finish()
+        try:
+            results = _finished(experiment, out)
+            if results is None:
+                results = _train_and_score(
+                    experiment, data, out, report, where, checkpoints, command, on_epoch
+                )
+        finally:  # also when interrupted: what was just saved is what the drive must have
+            if copy:
+                copy.finish()
     return results
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "published",
     "shown",
     "tables",
+    "to_compact_markdown",
     "to_markdown",
 ]
 
@@ -230,18 +231,41 @@ def shown(value, part="measured"):
 
 def to_markdown(table):
     """The table in GitHub's markdown, with its caption above it."""
+    parts = ("", *(part for _ in table.groups for part in table.parts))
+    rows = [
+        [shown(value, part) for value, part in zip(row, parts, strict=True)] for row in table.rows
+    ]
+    return _markdown(table.caption, table.columns, rows)
 
+
+def to_compact_markdown(table, differences=True):
+    """As `to_markdown`, a score's values in one cell: `measured / thesis (difference)`.
+
+    `differences` False leaves them out: on other data than the thesis's they mean nothing.
+    """
+    rows, each = [], len(table.parts)
+    for first, *values in table.rows:
+        cells = []
+        for start in range(0, len(values), each):
+            texts = [
+                shown(value, part)
+                for value, part in zip(values[start : start + each], table.parts, strict=True)
+            ]
+            known = differences and each == 3 and texts[2] != DASH
+            cells.append(" / ".join(texts[:2]) + (f" ({texts[2]})" if known else ""))
+        rows.append([first, *cells])
+    return _markdown(table.caption, (table.columns[0], *table.groups), rows)
+
+
+def _markdown(caption, columns, rows):
     def clean(text):
         return str(text).replace("|", r"\|").replace("\n", " ")
 
-    parts = ("", *(part for _ in table.groups for part in table.parts))
     lines = [
-        f"**{clean(table.caption)}**",
+        f"**{clean(caption)}**",
         "",
-        "| " + " | ".join(clean(column) for column in table.columns) + " |",
-        "|---" + "|---:" * (len(table.columns) - 1) + "|",
+        "| " + " | ".join(clean(column) for column in columns) + " |",
+        "|---" + "|---:" * (len(columns) - 1) + "|",
+        *("| " + " | ".join(clean(cell) for cell in row) + " |" for row in rows),
     ]
-    for row in table.rows:
-        cells = (clean(shown(value, part)) for value, part in zip(row, parts, strict=True))
-        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

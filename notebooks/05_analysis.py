@@ -23,9 +23,8 @@ from camvid_lang.notebook import start
 
 session = start(PROFILE, DATA, DRIVE, RESUME)
 results = session.finished()
-print(
-    f"{len(results)} finished run(s): {', '.join(results) or 'none; run notebook 02 or 03 first'}"
-)
+print(len(results), "finished run(s)")
+print("\n".join(results) or "none; run notebook 02 or 03 first")
 
 # %% [markdown]
 # ## Tables 7.1 to 7.6
@@ -85,18 +84,21 @@ figure
 # best run's weights and the test frames.
 
 # %%
+from camvid_lang.devices import pick_device
 from camvid_lang.evaluation import best_and_worst, predict
 from camvid_lang.galleries import predictions
 from camvid_lang.runs import load_run
 
 figure = None
 if best:
-    model, _ = load_run(session.folder(best))
-    test = session.frames("test")
+    device = pick_device()
+    model = load_run(session.folder(best))[0].to(device)
+    test = session.frames("test").to(device)
     chosen = best_and_worst(model, test)
-    guesses = predict(model, test.images[chosen])
+    images, labels = test.images[chosen], test.labels[chosen]
+    guesses = predict(model, images)
     names = [test.names[i] for i in chosen]
-    figure = predictions(test.images[chosen], test.labels[chosen], guesses, names)
+    figure = predictions(images.cpu(), labels.cpu(), guesses.cpu(), names)
 figure
 
 # %% [markdown]

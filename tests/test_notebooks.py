@@ -209,7 +209,7 @@ def test_all_six_run_in_order(tmp_path):
 @pytest.mark.slow
 def test_alone_05_reads_and_says_what_to_run(tmp_path):
     told = printed(execute("05_analysis", FOLDER, smoke(tmp_path)))
-    assert "0 finished run(s): none; run notebook 02 or 03 first" in told
+    assert "0 finished run(s)\nnone; run notebook 02 or 03 first" in told
     assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/*/checkpoints"))
 
 

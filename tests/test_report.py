@@ -12,7 +12,7 @@ from camvid_lang import tables as tables_module
 from camvid_lang.errors import InputError
 from camvid_lang.provenance import banner
 from camvid_lang.report import Samples, write_report
-from camvid_lang.tables import shown, tables, to_markdown
+from camvid_lang.tables import shown, tables, to_compact_markdown, to_markdown
 from camvid_lang.taxonomy import CLASSES
 
 # Typed in from the thesis again, so that a slip in the package is not repeated here.
@@ -379,6 +379,17 @@ def test_markdown_has_a_line_for_each_row_and_escapes_bars():
         assert {line.count("|") for line in lines[2:]} == {len(table.columns) + 1}
     runs = {"experiments": {"a|b": result("a|b")}}
     assert "a\\|b" in to_markdown(tables(runs)[-1])
+
+
+def test_compact_markdown_puts_measured_and_published_into_one_cell():
+    table = tables({"experiments": {"bilinear-names": result("bilinear-names")}}, ROWS)[0]
+    _, measured, published, difference, *_ = table.rows[0]
+    full = to_compact_markdown(table)
+    texts = shown(measured), shown(published), shown(difference, "difference")
+    assert "| {} / {} ({}) |".format(*texts) in full
+    assert "(" not in to_compact_markdown(table, differences=False).splitlines()[4]
+    assert {line.count("|") for line in full.splitlines()[2:]} == {len(table.groups) + 2}
+    assert f"{shown(None)} / {shown(table.rows[1][2])} |" in full  # not run: no difference
 
 
 @given(st.floats(0, 100), st.floats(0, 100))

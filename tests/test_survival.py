@@ -354,6 +354,40 @@ def test_a_new_machine_goes_on_from_the_mirror(tiny_dataset, tmp_path, monkeypat
     complete(Checkpoints(out / "checkpoints"), copy)
 
 
+def test_a_drive_that_goes_away_during_a_run_does_not_end_it(
+    tiny_dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(mirror.time, "sleep", lambda _: None)
+    entry, out, drive = experiment(epochs=3), tmp_path / "out", tmp_path / "drive"
+
+    def unmount(history):
+        if len(history) == 1:
+            drive.rename(tmp_path / "unmounted")
+
+    results = run(entry, tiny_dataset, out, mirror=drive / "run", on_epoch=unmount)
+    assert len(results["history"]) == 3
+    assert "is not complete" in capsys.readouterr().out
+    assert not drive.exists()
+    (tmp_path / "unmounted").rename(drive)
+    run(entry, tiny_dataset, out, mirror=drive / "run")
+    complete(Checkpoints(out / "checkpoints"), drive / "run")
+    assert (drive / "run" / "results.json").read_bytes() == (out / "results.json").read_bytes()
+
+
+def test_an_interrupted_run_leaves_its_last_state_on_the_drive(tiny_dataset, tmp_path, monkeypatch):
+    add = Tally.add
+
+    def stop(self, *args):
+        add(self, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Tally, "add", stop)
+    with pytest.raises(Interrupted):
+        run(experiment(), tiny_dataset, tmp_path / "out", mirror=tmp_path / "drive")
+    complete(Checkpoints(tmp_path / "out" / "checkpoints"), tmp_path / "drive")
+    assert Checkpoints(tmp_path / "drive" / "checkpoints").files()
+
+
 # Processes
 
 
