@@ -9,12 +9,10 @@ import importlib.util
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from camvid_lang.data import Frames, load
@@ -23,17 +21,19 @@ from camvid_lang.devices import pick_device
 from camvid_lang.download import fetch
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import THESIS_ROWS, Experiment, configure
-from camvid_lang.figures import curves
+from camvid_lang.live import LiveCurves
 from camvid_lang.mirror import Mirror
 from camvid_lang.results import read_results
 from camvid_lang.runs import run
 from camvid_lang.scenes import write_scenes
 from camvid_lang.tables import tables, to_compact_markdown
 
-__all__ = ["LiveCurves", "Session", "in_colab", "one_line_errors", "start"]
+__all__ = ["Session", "in_colab", "one_line_errors", "start"]
 
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 DRIVE_FOLDER = "camvid-lang"  # within My Drive
+# Which notebook runs what, by how the experiments' names begin.
+NOTEBOOKS = {"02": ("bilinear", "adapter"), "03": ("frozen",), "04": ("full", "swiftnet")}
 
 
 def in_colab() -> bool:
@@ -105,10 +105,26 @@ class Session:
         """Results of all finished runs, by experiment, here or on Drive; nothing is run."""
         found = {}
         for name in (*THESIS_ROWS, "full-names"):
-            folder = self.folder(name)
-            if folder is not None:
-                found[name] = read_results(folder / "results.json")
+            # Where they lie: the weights beside them on Drive are fetched when they are asked for.
+            for root in filter(None, (self.runs, self.drive)):
+                if name not in found and (root / name / "results.json").is_file():
+                    found[name] = read_results(root / name / "results.json")
         return found
+
+    def missing(self) -> str:
+        """Which of the thesis's runs are not finished, and the notebooks that run them."""
+        absent = THESIS_ROWS.keys() - self.finished()
+        lines = [
+            f"not finished: {', '.join(names)} (notebook {number})"
+            for number, kinds in NOTEBOOKS.items()
+            if (names := [n for n in THESIS_ROWS if n in absent and n.startswith(kinds)])
+        ]
+        return "\n".join(lines) or "all of the thesis's runs are there"
+
+    def published_iou(self) -> dict[str, dict[str, float]]:
+        """The thesis's IoU of each class, by experiment; none beside drawn scenes."""
+        rows = {} if self.drawn else THESIS_ROWS
+        return {name: row["iou"] for name, row in rows.items() if "iou" in row}
 
     def folder(self, name: str) -> Path | None:
         """A finished run's folder on the local disk, brought there from Drive if need be."""
@@ -274,26 +290,3 @@ def _data_folder(data: str, profile: str, work: Path) -> Path:
             part.rename(local)
         return local
     return folder
-
-
-class LiveCurves:
-    """Loss and mIoU of a run, drawn in place while it learns; at most every few seconds.
-
-    Attributes:
-        drawn: whether anything has been.
-    """
-
-    def __init__(self, name: str, seconds: float = 10.0):
-        from IPython.display import HTML, display
-
-        self.name, self.seconds, self.drawn = name, seconds, False
-        self._last = -np.inf
-        self._handle = display(HTML(""), display_id=True)  # its place is above the progress bar
-
-    def update(self, history: list[dict], now: bool = False) -> None:
-        """Draw the history so far; given to `runs.run` as `on_epoch`."""
-        if not now and time.monotonic() - self._last < self.seconds:
-            return
-        if self._handle is not None:  # None outside a notebook
-            self._handle.update(curves({self.name: history}, f"{self.name} while learning"))
-        self.drawn, self._last = True, time.monotonic()

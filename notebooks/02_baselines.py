@@ -18,11 +18,16 @@ PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RESUME = True  # @param {type: "boolean"}
+SETTINGS = ""  # @param {type: "string"}
+
+# %% [markdown]
+# The choices are those of notebook 01. `SETTINGS` replaces single settings of what is trained, as in
+# `epochs=60`.
 
 # %%
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE, RESUME)
+session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 
 # %% [markdown]
 # ## From one vector per picture to one per place

@@ -22,7 +22,7 @@ SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
 # `SETTINGS` replaces single settings, as in `epochs=60, batch_size=16`. Should a batch not fit the
-# GPU's memory, the run stops and names the largest that does.
+# GPU's memory, the run stops and names the largest that does: write that number here.
 
 # %%
 from camvid_lang.notebook import start

@@ -4,8 +4,9 @@
     python notebooks/generate.py --check    # exit 1 if one is not what its source gives
 
 The source is what is edited. A cell `# {{badge}}` becomes the Colab badge and `# {{setup}}` the
-content of setup_cell.py; the repository's address in both is that of pyproject.toml. Cells get
-fixed ids and no outputs, and the metadata is what Colab needs to offer a T4.
+content of setup_cell.py; the repository's address in both, and the versions that the setup cell
+asks for, are those of pyproject.toml. Cells get fixed ids and no outputs, and the metadata is what
+Colab needs to offer a T4.
 """
 
 import re
@@ -33,6 +34,22 @@ def repository() -> str:
     return found[1].rstrip("/")
 
 
+def requirement(name: str) -> str:
+    """A dependency with its range of versions, as in pyproject.toml."""
+    text = (HERE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(rf'^    "({re.escape(name)}[^a-z"][^"]*)",$', text, re.MULTILINE)
+    if not found:
+        raise SystemExit(f"pyproject.toml: no dependency {name}, which setup_cell.py asks for")
+    return found[1]
+
+
+def setup_cell() -> str:
+    """The setup cell's content, its marks filled in."""
+    text = (HERE / "setup_cell.py").read_text(encoding="utf-8")
+    text = text.replace("{{repository}}", repository())
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda mark: requirement(mark[1]), text).rstrip()
+
+
 def sources() -> list[Path]:
     """The six sources, in order."""
     return sorted(HERE.glob("0*.py"))
@@ -47,13 +64,12 @@ def generate(source: Path) -> str:
         "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
         f"({colab}/blob/main/notebooks/{name})"
     )
-    setup = (HERE / "setup_cell.py").read_text(encoding="utf-8").replace("{{repository}}", address)
     notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
     cells = []
     for number, cell in enumerate(notebook.cells):
         content = cell.source.replace("{{badge}}", badge)
         if content.strip() == "# {{setup}}":
-            content = setup.rstrip()
+            content = setup_cell()
         if "{{" in content:
             raise SystemExit(f"{source.name}: unknown mark in cell {number}: {content[:60]}")
         make = nbformat.v4.new_code_cell if cell.cell_type == "code" else None

@@ -3,6 +3,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def package_folder():
             return folder
     clone = here / "camvid-lang"
     if not clone.is_dir():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, str(clone)], check=False)
+        command = ["git", "clone", "-q", "--depth", "1", REPOSITORY, str(clone)]
+        # Without a prompt: an address that is not there would be answered with a question.
+        subprocess.run(command, check=False, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"})
     drive = here / "drive" / "MyDrive" / "camvid-lang-code"
     for folder in (clone, drive):
         if (folder / "camvid_lang" / "__init__.py").is_file():
@@ -31,11 +34,15 @@ def package_folder():
 if importlib.util.find_spec("camvid_lang") is None:
     sys.path.insert(0, str(package_folder()))
 
-needed = {"open_clip": "open-clip-torch", "torchmetrics": "torchmetrics", "gdown": "gdown"}
-missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+needed = {
+    "open_clip": "{{open-clip-torch}}",
+    "torchmetrics": "{{torchmetrics}}",
+    "gdown": "{{gdown}}",
+}
+missing = [what for module, what in needed.items() if importlib.util.find_spec(module) is None]
 if missing:
     # The constraints keep pip from touching what is already loaded.
-    keep = Path("constraints.txt")
+    keep = Path(tempfile.mkdtemp()) / "constraints.txt"
     keep.write_text("".join(f"{name}=={version(name)}\n" for name in ("torch", "numpy")))
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *missing], check=True

@@ -32,6 +32,7 @@ from camvid_lang.runs import run
 from camvid_lang.scenes import write_scenes
 
 SETTINGS = {"epochs": 10, "batch_size": 2, "limit": 8, "crop": 64}
+MOMENTS = ("writing", "renaming", "mirroring")
 DRAWN_OUT = 0.003  # seconds that each watched moment takes longer
 
 
@@ -104,7 +105,9 @@ class Harness:
             while not done:
                 by_time = self.random.random() < 0.5
                 after = self.random.uniform(0.02, 1.5) if by_time else 600
-                at = None if by_time else self.random.randrange(1, 40)
+                # The kind of moment that was met least, so that even few kills meet all of them.
+                kind = min(MOMENTS, key=self.kills.__getitem__)
+                at = None if by_time else (kind, self.random.randrange(1, 9))
                 if sum(self.kills.values()) >= kills:
                     after, at = 600, None
                 done = self._life(out, copy, after, at)
@@ -114,8 +117,8 @@ class Harness:
             self._compare(copy / "checkpoints")
             self.finished += 1
 
-    def _life(self, out: Path, copy: Path | None, after: float, at: int | None) -> bool:
-        """Start, and kill after a time or at a moment; True if it finished before."""
+    def _life(self, out: Path, copy: Path | None, after: float, at: tuple[str, int] | None) -> bool:
+        """Start, and kill after a time or at the n-th moment of a kind; True if it finished."""
         self.lives += 1
         ours, theirs = self.context.Pipe(duplex=False)
         process = self.context.Process(target=live, args=(self.data, out, copy, theirs, self.log))
@@ -136,8 +139,8 @@ class Harness:
                 done = True
             else:
                 doing = value
-                moments += doing in ("writing", "renaming", "mirroring")
-                if at is not None and moments >= at:
+                moments += at is not None and doing == at[0]
+                if at is not None and moments >= at[1]:
                     time.sleep(self.random.uniform(0, 2 * DRAWN_OUT))
                     break
         if done:

@@ -418,7 +418,7 @@ def test_killed_anywhere_nothing_is_lost(tmp_path, pytestconfig):
     harness.until(kills)
     assert sum(harness.kills.values()) >= kills
     assert harness.finished >= 1
-    assert {"writing", "mirroring"} <= harness.kills.keys()
+    assert {"writing", "renaming", "mirroring"} <= harness.kills.keys()
 
 
 def test_the_harness_would_notice(tmp_path):
