@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 
 import torch
 
+from camvid_lang.budget import largest_batch
 from camvid_lang.devices import mixed_precision, pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.measuring import (
     STYLES,
     Case,
-    largest_batch,
     matmul_rate,
     measure,
     measure_here,

@@ -13,7 +13,7 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ __all__ = [
     "STYLES",
     "Case",
     "footprint_here",
-    "largest_batch",
+    "fresh_process",
     "matmul_rate",
     "measure",
     "measure_here",
@@ -71,11 +71,12 @@ def measure(case: Case) -> dict:
     peak on CUDA, the process's peak resident size on a CPU (Linux). `error` is set, and the rest
     None, where memory did not suffice.
     """
-    with _fresh_process() as pool:
+    with fresh_process() as pool:
         return pool.submit(measure_here, case).result()
 
 
-def _fresh_process() -> ProcessPoolExecutor:
+def fresh_process() -> ProcessPoolExecutor:
+    """One process that has not taken any memory yet."""
     return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -128,7 +129,7 @@ def _timed(action: Callable[[], object], device: torch.device) -> float:
 
 
 def _settled(device: torch.device) -> int:
-    """Bytes held now, what was freed given back, and the peak brought down to it."""
+    """Bytes held now, after giving back what was freed; the peak is brought down to it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -240,35 +241,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     seconds = min(_timed(lambda: a @ b, device) for _ in range(5))
     return 2 * n**3 / seconds
-
-
-def largest_batch(case: Case, budget: int, limit: int = 4096) -> dict:
-    """The largest batch whose measured peak stays within the budget, and that peak in bytes.
-
-    Batches are doubled until one no longer fits, then the gap is halved until it is below an
-    eighth of the batch; every answer is measured, none extrapolated. Model, gradients and
-    optimizer count too. The search ends at `limit`. Each batch has a process of its own on a CPU.
-    """
-
-    def footprint(batch: int) -> int | None:
-        if case.device == "cuda":
-            return footprint_here(replace(case, batch=batch))
-        with _fresh_process() as pool:
-            return pool.submit(footprint_here, replace(case, batch=batch)).result()
-
-    fits, taken, too_many, batch = 0, None, None, 2
-    while too_many is None or too_many - fits > max(1, fits // 8):
-        measured = footprint(batch)
-        if measured is not None and measured <= budget:
-            fits, taken = batch, measured
-            if fits >= limit:
-                break
-        else:
-            too_many = batch
-            if not fits:  # a single crop gives BatchNorm nothing to average over
-                return {"batch": 0, "bytes": measured}
-        batch = fits * 2 if too_many is None else (fits + too_many) // 2
-    return {"batch": fits, "bytes": taken}
 
 
 def footprint_here(case: Case) -> int | None:
