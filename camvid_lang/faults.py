@@ -94,7 +94,7 @@ def largest_fitting(attempt: Callable[[int], object], too_large: int) -> int:
 def out_of_memory(name: str, batch: int, crop: str, fits: int, device: str) -> InputError:
     """What to tell when a batch does not fit the device's memory, with the one that does."""
     advice = (
-        f"the largest that fits is {fits}: --set batch_size={fits}"
+        f"the largest that fits is {fits}: --set batch_size={fits} (SETTINGS in a notebook)"
         if fits >= 2
         else "not even 2 fit: choose smaller crops, as in --set crop=128"
     )

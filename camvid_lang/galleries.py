@@ -107,8 +107,8 @@ def heat_maps(image, cosines, names, title="Where each phrase fits", columns=3):
     maps = np.asarray(cosines, dtype=float)
     height, width = np.asarray(image).shape[:2]
     rows = math.ceil(len(maps) / columns)
-    each = 9.6 / columns
-    figure = Canvas(title, 9.6, rows * (each * _tallness(height, width) + 0.35) + 0.9)
+    each = 8.6 / columns  # the rest is the scale's
+    figure = Canvas(title, 9.6, rows * (each * _tallness(height, width) + 0.25) + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False)
     low, high = float(maps.min()), float(maps.max())
     shown = None

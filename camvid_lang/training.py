@@ -109,7 +109,8 @@ def train(
             tally = None
             checkpoints.save(learner.state(None), (epoch + 1) * steps, best)
             saved_at = time.monotonic()
-            bar.set_postfix_str(f"epoch {epoch + 1}/{experiment.epochs}, loss {entry['loss']:.3f}")
+            told = f"epoch {epoch + 1}/{experiment.epochs}, loss {entry['loss']:.3f}"
+            bar.set_postfix_str(told, refresh=False)
             if on_epoch:
                 on_epoch(history)
             if stop:

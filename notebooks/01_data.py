@@ -89,7 +89,8 @@ class_frequencies(counts)
 # \log \frac{e^{v_i \cdot t_i / \tau}}{\sum_j e^{v_i \cdot t_j / \tau}} +
 # \log \frac{e^{v_i \cdot t_i / \tau}}{\sum_j e^{v_j \cdot t_i / \tau}} \right) $$
 #
-# So the dot product of two unit vectors, their **cosine similarity**,
+# where the temperature $\tau$ is a learned number that sets how sharply right and wrong pairs are
+# told apart. So the dot product of two unit vectors, their **cosine similarity**,
 #
 # $$ \cos(a, b) = \frac{a \cdot b}{\lVert a \rVert \, \lVert b \rVert}, $$
 #
@@ -108,7 +109,9 @@ Markdown("\n".join(f"* **{name}**: {phrases[0]}" for name, phrases in descriptio
 # ## How alike the classes are (figure 7.1)
 #
 # Each cell is the cosine of two classes' text vectors. Where two classes are nearly alike as texts,
-# a pixel of the one lies near the other too, and a model has little room to tell them apart.
+# a pixel of the one lies near the other too, and a model has little room to tell them apart. With
+# the real CLIP, the thesis found descriptions less alike than names. The tiny CLIP of the profiles
+# `cpu` and `smoke` knows little beyond these 11 classes, and need not agree.
 
 # %%
 from camvid_lang.figures import similarity_matrices

@@ -40,18 +40,14 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # 2. climbs a **ladder**: enlarge, add the encoder's map of that size (brought to the same number of
 #    channels by a 1x1 convolution), blend with a 3x3 convolution; three times;
 # 3. leaves a vector of 640 numbers for every 4x4 pixels, in the space of the text vectors.
+#
+# The drawing shows the thesis's sizes. The profiles `cpu` and `smoke` take a much smaller encoder,
+# with text vectors of 64 numbers, and a ladder to match.
 
 # %%
 from camvid_lang.drawings import architecture
 
-chosen = session.configure("frozen-names")
-architecture(
-    "ladder",
-    encoder=chosen.encoder,
-    width=chosen.width,
-    levels=chosen.spp_width,
-    bottleneck=chosen.spp_bottleneck,
-)
+architecture("ladder")
 
 # %% [markdown]
 # ## The cosine without the large map

@@ -39,7 +39,11 @@ print(f"asking {name}")
 # ## Why new words can work
 #
 # The model learned to give a pixel of a car a vector near the text vector of "car". If "vehicle" lies
-# near "car" among the texts, then it lies near those pixels too. So first ask how near it lies:
+# near "car" among the texts, then it lies near those pixels too. So first ask how near it lies.
+#
+# What the numbers say depends on the text network. That of the profile `thesis` has read hundreds of
+# millions of captions. The tiny CLIP of `cpu` and `smoke` has read some about drawn scenes, in which
+# a car is at times called a vehicle or a lorry: it shows how this works, not what CLIP knows.
 
 # %%
 from IPython.display import Markdown
