@@ -147,7 +147,7 @@ for _name, _values in _TABLE_7_4.items():
     THESIS_ROWS[_name]["iou"] = dict(zip(CLASSES, _values, strict=True))
 
 # Few epochs: small batches for more steps, and an encoder that moves faster than in the thesis.
-_CPU = {"epochs": 20, "batch_size": 6, "encoder_lr": 2e-4}
+_CPU = {"epochs": 16, "batch_size": 6, "encoder_lr": 2e-4}
 # The thesis's widths are divided by this: 128 channels as in SwiftNet, or the 64 of the tiny CLIP.
 _NARROWER = {RESNET18: 5, TINY: 10}
 _SMOKE = {"epochs": 1, "batch_size": 4, "crop": 64, "limit": 8, "score_train": False}

@@ -127,6 +127,12 @@ class Learner:
             self.experiment.name, len(images), f"crops of {crop}", fits, str(self.device)
         )
 
+    def non_finite_weight(self) -> str | None:
+        """Name of a learned weight or running statistic that is not finite, if there is one."""
+        learned = self.model.learned_state()
+        finite = torch.stack([value.isfinite().all() for value in learned.values()]).tolist()
+        return next((key for key, good in zip(learned, finite, strict=True) if not good), None)
+
     def state(self, tally: Tally | None) -> dict:
         """Everything the next step depends on, as tensors and plain data."""
         return {

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from camvid_lang.data import read_image
-from camvid_lang.devices import pick_device
+from camvid_lang.devices import pick_device, place
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import predict
 from camvid_lang.galleries import overlay
@@ -55,7 +55,7 @@ def segment_files(
         read_image(path, upright=True)
     where = pick_device(device)
     model, _ = load_run(run, classes)
-    model = model.to(where)
+    model = place(model, where)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     colours = palette(len(classes))

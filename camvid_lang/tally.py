@@ -29,15 +29,19 @@ class Tally:
         """Whether enough has gathered to be read."""
         return len(self._unread) >= READ_STEPS
 
-    def read(self) -> tuple[int, float, Tensor] | None:
-        """Add up what has gathered; step, loss and frames of the first loss that is not finite."""
+    def read(self) -> tuple[int, str, float, Tensor] | None:
+        """Add up what has gathered.
+
+        Returns:
+            Of the first loss that is not finite: its step, "the loss", its value, its frames.
+        """
         unread, self._unread = self._unread, []
         if not unread:
             return None
         values = torch.stack([loss for loss, *_ in unread]).tolist()
         for number, (value, (_, _, _, indices)) in enumerate(zip(values, unread, strict=True)):
             if not math.isfinite(value):
-                return self.steps - len(unread) + number + 1, value, indices
+                return self.steps - len(unread) + number + 1, "the loss", value, indices
             self.loss += value
         self.confusion += confusion_matrix((guess, labels) for _, guess, labels, _ in unread)
         return None

@@ -85,15 +85,19 @@ def train(
                 loss, output = learner.step(images, labels)
                 tally.add(loss, output, labels, indices)
                 bar.update()
-                unfinished = tally.steps < steps
-                overdue = time.monotonic() - saved_at > SAVE_SECONDS
-                if tally.due() or not unfinished or stop or overdue:
+                # Looked at once a step: a signal may come between any two lines.
+                stopping, unfinished = bool(stop), tally.steps < steps
+                saving = stopping or not unfinished or time.monotonic() - saved_at > SAVE_SECONDS
+                if tally.due() or saving:
                     refuse_non_finite(tally.read(), epoch * steps, frames.names, checkpoints)
-                if unfinished and (stop or overdue):
+                if saving and (spoiled := learner.non_finite_weight()):
+                    found = (tally.steps, f"weight {spoiled}", "not finite", indices)
+                    refuse_non_finite(found, epoch * steps, frames.names, checkpoints)
+                if saving and unfinished:
                     tally.seconds = time.perf_counter() - started
                     checkpoints.save(learner.state(tally), epoch * steps + tally.steps)
                     saved_at = time.monotonic()
-                if unfinished and stop:
+                if stopping and unfinished:
                     raise interrupted(experiment, stop.signal, epoch * steps + tally.steps)
             miou = scores(tally.confusion)["miou"]
             entry = {
@@ -119,25 +123,26 @@ def train(
 
 
 def refuse_non_finite(
-    found: tuple[int, float, Tensor] | None,
+    found: tuple[int, str, object, Tensor] | None,
     before: int,
     names: Sequence[str],
     checkpoints: Checkpoints,
 ) -> None:
-    """Raise `InputError` for a loss that is not finite, as `Tally.read` gives it.
+    """Raise `InputError` for a loss or a weight that is not finite.
 
     Args:
+        found: step of the epoch, what it is, its value, frames of that step; as from `Tally.read`.
         before: steps of the epochs before this one.
         names: of all frames.
     """
     if found is None:
         return
-    step, value, indices = found
+    step, what, value, indices = found
     frames = ", ".join(names[i] for i in indices.tolist())
     kept = checkpoints.files()
     goes_on = f"the last good checkpoint is {kept[-1]}" if kept else "nothing was saved yet"
     raise InputError(
-        f"the loss became {value} at step {before + step} (frames {frames}); {goes_on}: "
+        f"{what} became {value} at step {before + step} (frames {frames}); {goes_on}: "
         "try a smaller --set lr=..."
     )
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from camvid_lang.assembly import text_source
-from camvid_lang.devices import mixed_precision, pick_device
+from camvid_lang.devices import mixed_precision, pick_device, place
 from camvid_lang.errors import InputError
 from camvid_lang.models import LanguageModel
 from camvid_lang.runs import load_run
@@ -62,7 +62,7 @@ class Words:
                 f"{run} is a run of {self.experiment.name}, which knows its 11 classes only: "
                 "choose one of frozen-*, full-* or adapter-*"
             )
-        self.model = model.to(self.device)
+        self.model = place(model, self.device)
         self.source = text_source(self.experiment)
         self.classes = tuple(class_phrases(self.experiment.text_set))
 

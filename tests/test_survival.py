@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -77,6 +78,49 @@ def test_stopped_at_any_step_and_resumed_equals_undisturbed(tiny_dataset, tmp_pa
         monkeypatch.setattr(Tally, "add", add)
         assert f"-{step:08d}-" in Checkpoints(folder).files()[-1].name
         assert equal(learn(entry, tiny_dataset, folder), whole)
+
+
+def test_a_signal_between_any_two_lines_of_a_step_loses_nothing(tiny_dataset, tmp_path):
+    entry = experiment(epochs=1)
+
+    def weights_and_history(folder):
+        state = learn(entry, tiny_dataset, folder), Checkpoints(folder).newest()[1]["history"]
+        return state[0], [{**entry, "seconds": 0} for entry in state[1]]
+
+    whole, history = weights_and_history(tmp_path / "whole")
+    seen = set()
+
+    def trace(frame, _event, _argument):
+        return on_line if frame.f_code is train.__code__ else None
+
+    def on_line(frame, event, _argument):
+        # Each line of the second step, from the one that counts it on, in its turn.
+        tally = frame.f_locals.get("tally")
+        if event == "line" and tally and tally.steps == 2 and frame.f_lineno not in seen:
+            seen.add(frame.f_lineno)
+            sys.settrace(None)
+            os.kill(os.getpid(), signal.SIGINT)
+            return None
+        return on_line
+
+    stopped = []
+    while len(stopped) < 50:
+        folder = tmp_path / f"line-{len(stopped)}"
+        sys.settrace(trace)
+        try:
+            learn(entry, tiny_dataset, folder)
+            break  # every line has had its signal
+        except Interrupted as interrupt:
+            step = int(re.search(r"step (\d+), which is saved", str(interrupt))[1])
+            assert f"-{step:08d}-" in Checkpoints(folder).files()[-1].name
+            stopped.append(step)
+        finally:
+            sys.settrace(None)
+        resumed, told = weights_and_history(folder)
+        assert equal(resumed, whole)
+        assert told == history
+    assert len(stopped) > 5
+    assert set(stopped) == {2, 3}
 
 
 def test_random_states_come_back(tmp_path):

@@ -122,6 +122,26 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tiny_dataset, 
     assert newest(tmp_path / "c")["epoch"] == 1
 
 
+def test_weights_that_are_not_finite_are_never_saved(tiny_dataset, tmp_path, monkeypatch):
+    step = Learner.step
+
+    def spoiling(self, images, labels):
+        # After a good loss, as when the gradients overflow: no later step of the epoch tells.
+        loss, output = step(self, images, labels)
+        if len(self.history) == 1:
+            next(self.model.decoder_parameters()).data.view(-1)[0] = float("inf")
+        return loss, output
+
+    monkeypatch.setattr(Learner, "step", spoiling)
+    entry = experiment(batch_size=100)  # one step an epoch
+    with pytest.raises(
+        InputError, match=r"^weight \S+ became not finite at step 2 \(.*last-00000001"
+    ):
+        learn(entry, tiny_dataset, tmp_path / "c")
+    assert [path.name[:13] for path in Checkpoints(tmp_path / "c").files()] == ["last-00000001"]
+    assert all(value.isfinite().all() for value in newest(tmp_path / "c")["model"].values())
+
+
 def test_whole_frames_are_trained_on_with_crop_0(tiny_dataset, tmp_path, monkeypatch):
     shapes = set()
     step = Learner.step
