@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "run",
         "Run one experiment on a data set, or go on with it",
         "Writes OUT/results.json and OUT/report.html.\n\n"
-        "Profiles: thesis (as published), cpu (no accelerator, about half an hour on CamVid),\n"
+        "Profiles: thesis (as published), cpu (no accelerator; a quarter of an hour on CamVid),\n"
         "smoke (seconds, for tests).\n\n"
         "Real words on real frames without a hub or an accelerator:\n"
         "  camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\\n"

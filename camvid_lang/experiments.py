@@ -4,7 +4,7 @@ An entry's settings are the thesis's; a profile replaces some of them for anothe
 
 * `thesis`: as published (a GPU; hours).
 * `cpu`: no accelerator. ResNet-18 where its weights are given, else the tiny encoder that the
-  package carries; a narrower ladder; tens of epochs; real CamVid in about half an hour.
+  package carries; a narrower ladder; tens of epochs; real CamVid in about a quarter of an hour.
 * `smoke`: `cpu` on a handful of frames for one epoch; seconds, for tests.
 """
 
