@@ -1,6 +1,8 @@
 """One step of training, and all that it changes: what a checkpoint has to hold."""
 
+import hashlib
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -81,6 +83,50 @@ def training_step(
     return loss.detach(), output.detach()
 
 
+def given_parts(model: Segmenter) -> dict:
+    """What training builds on without learning it, and so without saving it.
+
+    Returns:
+        `encoder`, the SHA-256 of a frozen encoder's weights ("" for one that learns), and `text`,
+        the text matrix (K, C) on the CPU (None for a model without language).
+    """
+    digest = hashlib.sha256()
+    for value in () if model.train_encoder else model.encoder.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy())
+    text = getattr(model, "text", None)
+    return {
+        "encoder": "" if model.train_encoder else digest.hexdigest(),
+        "text": None if text is None else text.detach().cpu(),
+    }
+
+
+def refuse_other_parts(path: str | Path, stored: object, now: dict) -> None:
+    """Raise `InputError` where a checkpoint's encoder or text is not the one at hand.
+
+    The same settings may name other things: a file's content changes, or its place does.
+    """
+    if not isinstance(stored, dict) or stored.keys() != now.keys():
+        raise InputError(f"checkpoint {path} is of another version: start afresh with --fresh")
+    then, text = stored["text"], now["text"]
+    # Not by their bits: another machine embeds a phrase with other roundings.
+    same_text = then is text or (
+        isinstance(then, Tensor)
+        and isinstance(text, Tensor)
+        and then.shape == text.shape
+        and torch.allclose(then.float(), text.float(), atol=1e-3)
+    )
+    changed = []
+    if stored["encoder"] != now["encoder"]:
+        changed.append("weights: those of the frozen encoder differ")
+    if not same_text:
+        changed.append("text_set, text_bank or weights: the classes' embeddings differ")
+    if changed:
+        raise InputError(
+            f"checkpoint {path} was made with other settings ({'; '.join(changed)}): "
+            "give the same files, choose another --out, or start afresh with --fresh"
+        )
+
+
 class Learner:
     """All that a training step changes: weights, optimizer, schedule, scaler, random states."""
 
@@ -98,6 +144,7 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda epoch: learning_rate_factor(epoch, epochs, final)
         )
+        self.given = given_parts(model)
         self.precision = mixed_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
 
@@ -141,6 +188,7 @@ class Learner:
             "history": self.history,
             "part": None if tally is None else tally.state(),
             "model": self.model.learned_state(),
+            "given": self.given,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -155,13 +203,15 @@ class Learner:
             The tally of the epoch that was interrupted, None where an epoch begins.
 
         Raises:
-            InputError: checkpoints that are damaged, of other settings or of other frames.
+            InputError: checkpoints that are damaged, of other settings, of another frozen encoder
+                or text, or of other frames.
         """
         found = checkpoints.newest()
         if found is None:
             return None
         path, state = found
         refuse_changed_settings(path, state["settings"], self.experiment.settings())
+        refuse_other_parts(path, state.get("given"), self.given)
         if len(state.get("order", ())) != frames:
             raise InputError(
                 f"checkpoint {path} was trained on {len(state.get('order', ()))} frames, and now "

@@ -4,6 +4,7 @@ Files of a run's folder: `checkpoints/` while and after training, `results.json`
 `figures.npz` with the few frames, predictions and similarities that its report draws.
 """
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -102,6 +103,14 @@ def _finished(experiment: Experiment, out: Path) -> dict | None:
     if file.exists():
         results = read_results(file)
         refuse_changed_settings(file, results["settings"], experiment.settings())
+        now = None
+        with contextlib.suppress(InputError):  # a file of phrases that is gone is needed no more
+            now = phrases_of(experiment)
+        if now and results.get("phrases", now) != now:
+            raise InputError(
+                f"{file} was made with other phrases than {experiment.text_set} holds now: "
+                "choose another --out, or start afresh with --fresh"
+            )
         print(f"{experiment.name}: finished before, read from {file}")
         return results
     for path in Checkpoints(out / CHECKPOINTS).files()[-1:]:
@@ -152,6 +161,7 @@ def _train_and_score(
         "iou": scored["iou"],
         "thesis": THESIS_ROWS.get(experiment.name, {}),
         "settings": experiment.settings(),
+        "phrases": phrases_of(experiment),
         "data": {
             "name": report.name,
             "train_frames": len(learning) if learning is not None else 0,
@@ -170,6 +180,11 @@ def _train_and_score(
     write_figures(out / "figures.npz", figure_data(model, test, experiment))
     write_json(out / "results.json", results)
     return results
+
+
+def phrases_of(experiment: Experiment) -> dict[str, list[str]] | None:
+    """{class: [phrase, ...]} that the experiment learns with; None for one without language."""
+    return None if experiment.model == "swiftnet" else class_phrases(experiment.text_set)
 
 
 def fit_crop(experiment: Experiment, size: tuple[int, int] | None) -> Experiment:

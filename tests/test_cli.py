@@ -92,6 +92,19 @@ def test_a_run_of_another_experiment_is_refused_and_nothing_lost(finished, capsy
     assert content() == before
 
 
+def test_a_finished_run_of_other_phrases_is_not_read_back(finished, tmp_path, capsys):
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({name: name for name in CLASSES}))
+    chosen = ("bilinear-names", finished / "data", tmp_path / "run", "--set", f"text_set={words}")
+    assert smoke(*chosen) == 0
+    assert smoke(*chosen) == 0
+    words.write_text(json.dumps({name: f"{name} at night" for name in CLASSES}))
+    assert smoke(*chosen) == 1
+    assert "words.json" in one_line_error(capsys)
+    words.unlink()  # of no use to a run that is finished
+    assert smoke(*chosen) == 0
+
+
 def test_segment_with_any_words(finished, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "street.png")

@@ -1,15 +1,20 @@
 """The loop, its learning rates, and going on from a checkpoint."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from camvid_lang.assembly import build_model
 from camvid_lang.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from camvid_lang.data import load
 from camvid_lang.devices import mixed_precision, pick_device
+from camvid_lang.encoder import TINY, load_clip
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
 from camvid_lang.learner import Learner
+from camvid_lang.taxonomy import CLASSES
 from camvid_lang.training import train
 
 CPU = torch.device("cpu")
@@ -83,6 +88,32 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_difference(tiny_data
     ):
         with pytest.raises(InputError, match=told):
             learn(changed, tiny_dataset, tmp_path / "c")
+
+
+def test_other_weights_or_words_under_the_same_settings_are_refused(tiny_dataset, tmp_path):
+    """What a frozen run builds on is in files whose content and place may change."""
+    state = load_clip(TINY).state_dict()
+    save_file(state, tmp_path / "one.safetensors")
+    save_file(state, tmp_path / "same.safetensors")
+    changed = next(key for key in state if key.startswith("visual") and state[key].ndim == 4)
+    save_file({**state, changed: state[changed] * 1.01}, tmp_path / "other.safetensors")
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({name: name for name in CLASSES}))
+
+    def frozen(weights):
+        files = {"weights": str(tmp_path / weights), "text_set": str(words)}
+        return experiment(encoder=TINY, **files)
+
+    with pytest.raises(Interrupted):
+        learn(frozen("one.safetensors"), tiny_dataset, tmp_path / "c", stop_after=1)
+    with pytest.raises(InputError, match="weights: those of the frozen encoder differ"):
+        learn(frozen("other.safetensors"), tiny_dataset, tmp_path / "c")
+    words.write_text(json.dumps({name: f"a {name} seen from a car" for name in CLASSES}))
+    with pytest.raises(InputError, match="text_set, text_bank or weights: the classes"):
+        learn(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")
+    words.write_text(json.dumps({name: [name] for name in CLASSES}))
+    _, history = learn(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")
+    assert len(history) == 3
 
 
 class Harmful:
