@@ -15,6 +15,7 @@ __all__ = ["cosine_logits", "cosine_logits_reference"]
 
 # torch.nn.functional.normalize uses the same floor, so that a zero vector gives zeros.
 EPSILON = 1e-12
+CHANNELS_AT_ONCE = 64  # how many are held in float64
 
 
 def cosine_logits_reference(features: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
@@ -50,6 +51,10 @@ def cosine_logits(
     The interpolation weights are read off torch's own one-dimensional interpolation of the unit
     vectors, hence any ratio (enlarging or shrinking) is matched without repeating its rules.
 
+    Where neighbours nearly cancel, both parts are small sums of large terms, and the square makes
+    that worse. So the small maps are added up and upsampled in float64, a few channels of the
+    features at a time: a float32 result is then as good as the reference's own.
+
     Args:
         features: (N, C, h, w).
         text: (K, C), rows of length one; (K, D) with a projection.
@@ -67,22 +72,22 @@ def cosine_logits(
         if projection is not None:
             projection = projection.to(features.dtype)
             text = text @ projection
-            paired = F.conv2d(features, (projection.T @ projection)[:, :, None, None])
-        numerator = F.conv2d(features, text[:, :, None, None])
+            paired = torch.einsum("cd,ndhw->nchw", projection.T @ projection, features)
+        numerator = _TextProducts.apply(features, text)
         numerator = F.interpolate(numerator, size=size, mode="bilinear", align_corners=False)
-        squared_norm = _upsampled_squared_norm(features, paired, size)
         # Rounding can push the square of a short vector slightly below zero.
-        cosines = numerator * squared_norm.clamp_min(EPSILON**2).rsqrt()
+        squared_norm = _upsampled_squared_norm(features, paired, size).clamp_min(EPSILON**2)
+        cosines = (numerator * squared_norm.rsqrt()).to(features.dtype)
         return cosines.clamp(-1, 1) if not cosines.requires_grad else cosines
 
 
 def _upsampled_squared_norm(features: Tensor, paired: Tensor, size: tuple[int, int]) -> Tensor:
-    """Squared length of each upsampled vector, (N, 1, H, W), from five small maps.
+    """Squared length of each upsampled vector, (N, 1, H, W) float64, from five small maps.
 
     `paired` holds G f for features f, where G is the symmetric matrix of the inner product.
     """
-    rows = _Quadratic(features.shape[3], size[1], features)
-    columns = _Quadratic(features.shape[2], size[0], features)
+    rows = _Quadratic(features.shape[3], size[1], features.device)
+    columns = _Quadratic(features.shape[2], size[0], features.device)
     own, right, lower, falling, rising = _InnerProducts.apply(features, paired)
     # Per row: squared length after interpolation along the width, (N, h, W).
     same_row = own @ rows.own + right @ rows.cross
@@ -101,17 +106,40 @@ _NEIGHBOURS = (
 )
 
 
-class _InnerProducts(torch.autograd.Function):
-    """Inner products of each cell of `a` with five cells of `b`, each (N, h or h-1, w or w-1).
+class _TextProducts(torch.autograd.Function):
+    """Inner products of each cell with each row of `text` (K, C): (N, K, h, w) float64."""
 
-    What autograd would do by itself, but the gradient is gathered in place, where autograd would
-    hold a product as large as the features for each of the five.
+    @staticmethod
+    def forward(ctx, features: Tensor, text: Tensor) -> Tensor:
+        ctx.save_for_backward(features, text)
+        return sum(F.conv2d(x, t[:, :, None, None]) for x, t in _in_float64(features, text))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, text = ctx.saved_tensors
+        gradient = gradient.to(features.dtype)
+        # Not by a convolution, which would round float32 to TensorFloat-32 on newer GPUs.
+        into_features = torch.einsum("nkhw,kc->nchw", gradient, text)
+        if not ctx.needs_input_grad[1]:
+            return into_features, None
+        return into_features, torch.einsum("nkhw,nchw->kc", gradient, features)
+
+
+class _InnerProducts(torch.autograd.Function):
+    """Inner products of each cell of `a` with five cells of `b`, (N, h or h-1, w or w-1) float64.
+
+    The gradient is gathered in place, where autograd would hold a product as large as the features
+    for each of the five.
     """
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(a, b)
-        return tuple((x * y).sum(dim=1) for x, y in _windows(a, b))
+        parts = (
+            [(x * y).sum(dim=1) for x, y in _windows(some_a, some_b)]
+            for some_a, some_b in _in_float64(a, b)
+        )
+        return tuple(map(sum, zip(*parts, strict=True)))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +147,16 @@ class _InnerProducts(torch.autograd.Function):
         into_a, into_b = torch.zeros_like(a), torch.zeros_like(b)
         windows = zip(gradients, _windows(a, b), _windows(into_a, into_b), strict=True)
         for gradient, (x, y), (into_x, into_y) in windows:
-            into_x.addcmul_(y, gradient.unsqueeze(1))
-            into_y.addcmul_(x, gradient.unsqueeze(1))
+            gradient = gradient.to(a.dtype).unsqueeze(1)
+            into_x.addcmul_(y, gradient)
+            into_y.addcmul_(x, gradient)
         return into_a, into_b
+
+
+def _in_float64(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same few channels (dimension 1) of both at a time."""
+    for some_a, some_b in zip(*(x.split(CHANNELS_AT_ONCE, dim=1) for x in (a, b)), strict=True):
+        yield some_a.double(), some_b.double()
 
 
 def _windows(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -138,8 +173,8 @@ def _windows(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 class _Quadratic:
     """Weights of squares (`own`, (n, m)) and neighbour products (`cross`, (n-1, m)) for n -> m."""
 
-    def __init__(self, cells: int, pixels: int, like: Tensor):
-        unit = torch.eye(cells, dtype=like.dtype, device=like.device).unsqueeze(1)
+    def __init__(self, cells: int, pixels: int, device: torch.device):
+        unit = torch.eye(cells, dtype=torch.float64, device=device).unsqueeze(1)
         weights = F.interpolate(unit, size=pixels, mode="linear", align_corners=False).squeeze(1)
         self.own = weights.square()
         self.cross = 2 * weights[:-1] * weights[1:]

@@ -103,7 +103,7 @@ class LanguageModel(Segmenter):
         projection, features = self.projection, self.features(images)
         with torch.autocast(images.device.type, enabled=False):  # compared in float32
             text = text if projection is None else text @ projection
-            return F.conv2d(features.float(), text[:, :, None, None])
+            return torch.einsum("nchw,kc->nkhw", features.float(), text)
 
     def segment(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """Ids (N, H, W) uint8, equal to the argmax of the cosines but for exact ties.

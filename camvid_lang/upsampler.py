@@ -88,7 +88,8 @@ class Upsampler(nn.Module):
 
         Args:
             fold: (K, width), a linear map after the last step. It is multiplied into the last 3x3
-                convolution, the dearest layer, which then has K outputs: (N, K, h_0, w_0).
+                convolution, the dearest layer, which then has K outputs: (N, K, h_0, w_0), in
+                float32 also under autocast.
         """
         *skips, x = maps
         x = self.spp(x)
@@ -96,8 +97,20 @@ class Upsampler(nn.Module):
             x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
             x = x + narrow(skip)
             if fold is not None and blend is self.blends[-1]:
-                normalise, relu, convolve = blend
-                kernel = torch.einsum("kd,dcij->kcij", fold, convolve.weight)
-                return F.conv2d(relu(normalise(x)), kernel, padding=convolve.padding)
+                return _folded(blend, x, fold)
             x = blend(x)
         return x
+
+
+def _folded(unit: BNReLUConv, x: Tensor, fold: Tensor) -> Tensor:
+    """`unit` followed by the linear map `fold` (K, D), as one convolution with K outputs.
+
+    Its result is compared, so neither half precision nor TensorFloat-32 may round it.
+    """
+    normalise, relu, convolve = unit
+    with (
+        torch.autocast(x.device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        kernel = torch.einsum("kd,dcij->kcij", fold, convolve.weight)
+        return F.conv2d(relu(normalise(x.float())), kernel, padding=convolve.padding)
