@@ -21,7 +21,9 @@ from camvid_lang.errors import InputError
 from camvid_lang.files import sha256, write_verified
 
 __all__ = [
+    "KINDS",
     "Checkpoints",
+    "is_intact",
     "load_checkpoint",
     "random_states",
     "refuse_changed_settings",
@@ -31,6 +33,7 @@ __all__ = [
 
 # Where things lie may change between two sessions; what is learned does not depend on it.
 _PLACES = ("weights", "text_bank")
+KINDS = ("last", "best")
 _NAME = re.compile(r"(last|best)-(\d+)-([0-9a-f]{16})\.pt")
 KEPT = 2
 
@@ -56,15 +59,16 @@ def load_checkpoint(path: str | Path) -> dict:
     damaged = (
         f"checkpoint {path} is damaged or no checkpoint: delete it, or start over with --fresh"
     )
-    named = _NAME.fullmatch(path.name)
     try:
-        if named and not sha256(path).startswith(named[3]):
-            raise InputError(damaged)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        whole = is_intact(path)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist: run the experiment first") from error
-    except InputError:
-        raise
+    except OSError as error:
+        raise InputError(f"checkpoint {path} cannot be read ({error.strerror})") from error
+    if not whole:
+        raise InputError(damaged)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load answers a damaged file with almost any exception
         raise InputError(damaged) from error
     if not isinstance(state, dict) or not {"settings", "model", "epoch"} <= state.keys():
@@ -72,6 +76,16 @@ def load_checkpoint(path: str | Path) -> dict:
     if not (isinstance(state["settings"], dict) and isinstance(state["model"], dict)):
         raise InputError(damaged)
     return state
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file's content has the digest that its name tells, if it tells one.
+
+    Raises:
+        OSError: it cannot be read, which says nothing about its content.
+    """
+    content, named = sha256(path), _NAME.fullmatch(path.name)
+    return named is None or content.startswith(named[3])
 
 
 def refuse_changed_settings(path: str | Path, stored: Mapping, wanted: Mapping) -> None:
@@ -127,7 +141,7 @@ class Checkpoints:
             try:
                 state = load_checkpoint(path)
             except InputError as error:
-                print(f"note: {error.args[0].split(':')[0]}; going back to the one before")
+                print(f"note: {str(error).split(':')[0]}; going back to the one before")
                 continue
             self._good = [path]
             return path, state

@@ -5,13 +5,14 @@ is read back, and what failed is tried again with the next checkpoint and at the
 """
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from camvid_lang.checkpoint import Checkpoints, load_checkpoint, step_of
+from camvid_lang.checkpoint import KINDS, Checkpoints, is_intact, step_of
 from camvid_lang.errors import InputError
 from camvid_lang.files import copy_verified, sha256
 from camvid_lang.results import read_figures, read_results
@@ -22,6 +23,7 @@ CHECKPOINTS = "checkpoints"
 # What a run writes besides its checkpoints, in the order in which it is copied.
 RESULTS = ("figures.npz", "results.json")
 PATIENCE = 600  # seconds that the end of a run waits for copies under way
+INTERVAL = 60  # seconds from one update to the next: a drive is slow, and epochs may be short
 
 
 class Mirror:
@@ -31,7 +33,7 @@ class Mirror:
         local: a run's folder.
         remote: its copy. Its parent has to exist when a copy is made: where a drive has been
             unmounted, its place on the local disk must not be filled instead.
-        attempts, pause: how often `finish` tries, and the seconds in between.
+        attempts, pause: how often `restore` and `finish` try, and the seconds in between.
 
     Raises:
         InputError: `remote` cannot be made at the start, when someone is there to mend it.
@@ -51,65 +53,104 @@ class Mirror:
         self._verified: dict[Path, tuple] = {}
         self._unwanted: set[Path] = set()
         self._told = ""
-        self._asked = threading.Event()
-        self._idle = threading.Event()
-        self._idle.set()
-        self._busy = threading.Lock()
-        threading.Thread(target=self._work, daemon=True, name="mirror").start()
+        # Updates are numbered; those asked for while one is under way are done together.
+        self._change = threading.Condition()
+        self._asked = self._done = 0
+        self._complete = self._hurry = False
+        self._thread: threading.Thread | None = None
 
     def restore(self) -> None:
-        """Bring here what the mirror has and this folder lacks; damaged copies are passed over."""
-        with self._tell_failures("read"):
-            here = self.local / CHECKPOINTS
-            held = max(map(step_of, Checkpoints(here).files()), default=-1)
-            there = Checkpoints(self.remote / CHECKPOINTS)
-            for path in (*there.files()[::-1], *there.files("best")):
-                if path.name.startswith("last") and step_of(path) <= held:
-                    continue
-                if (here / path.name).exists() or not _readable(path):
-                    continue
-                here.mkdir(parents=True, exist_ok=True)
-                copy_verified(path, here / path.name)
-                if path.name.startswith("last"):
-                    print(f"restored {path.name} from {self.remote}")
-                    held = step_of(path)
-            for name in RESULTS:
-                if not (self.local / name).exists() and _usable(self.remote / name):
-                    self.local.mkdir(parents=True, exist_ok=True)
-                    copy_verified(self.remote / name, self.local / name)
+        """Bring here what the mirror has and this folder lacks; damaged copies are passed over.
+
+        Raises:
+            InputError: the mirror cannot be read. To go on without it would start the run over.
+        """
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(self.pause)
+            try:
+                self._restore()
+            except OSError as error:
+                reason = error.strerror or str(error)
+            else:
+                return
+        raise InputError(
+            f"mirror {self.remote} cannot be read ({reason}), so a run that is kept there cannot "
+            "go on: mount the drive again and repeat, or choose another mirror"
+        )
+
+    def _restore(self) -> None:
+        here = self.local / CHECKPOINTS
+        held = max(map(step_of, Checkpoints(here).files()), default=-1)
+        there = Checkpoints(self.remote / CHECKPOINTS)
+        for path in (*there.files()[::-1], *there.files("best")):
+            newest = path.name.startswith("last")
+            if (newest and step_of(path) <= held) or (here / path.name).exists():
+                continue
+            if not is_intact(path):
+                print(f"note: {path} is damaged; it is passed over")
+                continue
+            here.mkdir(parents=True, exist_ok=True)
+            copy_verified(path, here / path.name)
+            if newest:
+                print(f"restored {path.name} from {self.remote}")
+                held = step_of(path)
+        for name in RESULTS:
+            if not (self.local / name).exists() and _usable(self.remote / name):
+                self.local.mkdir(parents=True, exist_ok=True)
+                copy_verified(self.remote / name, self.local / name)
 
     def clear(self) -> None:
         """Forget the mirror's earlier run: what is there and not here goes with the next update."""
-        with self._tell_failures("read"):
-            self._unwanted = {self.remote / name for name in RESULTS}
+        there = Checkpoints(self.remote / CHECKPOINTS)
+        self._unwanted = {
+            *(self.remote / name for name in RESULTS),
+            *there.files("last"),
+            *there.files("best"),
+        }
         self.update()
 
-    def update(self) -> None:
-        """Have the mirror brought up to date, in the background."""
-        self._idle.clear()
-        self._asked.set()
+    def update(self) -> int:
+        """Have the mirror brought up to date, in the background; returns the update's number."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
+            self._thread.start()
+        with self._change:
+            self._asked += 1
+            self._change.notify_all()
+            return self._asked
 
     def finish(self) -> bool:
         """Bring the mirror up to date now; tells and returns False where that does not succeed."""
-        # A drive that hangs must not hold the run for ever.
-        for attempt in range(self.attempts if self._idle.wait(PATIENCE) else 0):
+        with self._change:
+            self._hurry = True
+        for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.pause)
-            if self._synchronise():
-                return True
+            number = self.update()
+            with self._change:
+                # A drive that hangs must not hold the run for ever.
+                if not self._change.wait_for(lambda n=number: self._done >= n, PATIENCE):
+                    break
+                if self._complete:
+                    self._hurry = False
+                    return True
         print(f"note: mirror {self.remote} is not complete; the run is, in {self.local}")
         return False
 
     def _work(self) -> None:
         while True:
-            self._asked.wait()
-            self._asked.clear()
-            self._synchronise()
-            if not self._asked.is_set():
-                self._idle.set()
+            with self._change:
+                self._change.wait_for(lambda: self._asked > self._done)
+                number = self._asked
+            complete = self._synchronise()
+            with self._change:
+                self._done, self._complete = number, complete
+                self._change.notify_all()
+                self._change.wait_for(lambda: self._hurry, INTERVAL)
 
     def _synchronise(self) -> bool:
-        with self._busy, self._tell_failures("updated") as outcome:
+        with self._tell_failures() as outcome:
             if not self.remote.parent.is_dir():
                 raise FileNotFoundError(2, "the drive is gone", str(self.remote.parent))
             (self.remote / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -117,10 +158,12 @@ class Mirror:
             for path in wanted:
                 self._copy(path)
             kept = {self.remote / path.relative_to(self.local) for path in wanted}
+            held = max(map(step_of, wanted), default=-1)
             there = Checkpoints(self.remote / CHECKPOINTS)
-            for old in (*there.files("last"), *there.files("best"), *self._unwanted):
-                if old not in kept:
-                    old.unlink(missing_ok=True)
+            # What is further on than this folder is not older, whatever the reason.
+            older = [path for kind in KINDS for path in there.files(kind) if step_of(path) <= held]
+            for old in {*older, *self._unwanted} - kept:
+                _discard(old)
             for rest in self.remote.rglob("*.part"):
                 rest.unlink(missing_ok=True)
             self._unwanted = set()
@@ -153,13 +196,13 @@ class Mirror:
         self._verified[target] = (here, _stamp(target))
 
     @contextlib.contextmanager
-    def _tell_failures(self, done: str):
+    def _tell_failures(self):
         """Turn a failure into a note, told once until it changes."""
         outcome: list[bool] = []
         try:
             yield outcome
         except OSError as error:
-            told = f"mirror {self.remote} could not be {done} ({error.strerror or error})"
+            told = f"mirror {self.remote} could not be updated ({error.strerror or error})"
             if told != self._told:
                 tqdm.write(f"note: {told}; it is tried again later")
                 self._told = told
@@ -170,13 +213,17 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _readable(path: Path) -> bool:
-    try:
-        load_checkpoint(path)
-    except InputError:
-        print(f"note: {path} is damaged; it is passed over")
-        return False
-    return True
+def _discard(path: Path) -> None:
+    """Delete a file, if it is there.
+
+    What is deleted from Google Drive goes to its bin and counts against the quota, so it is
+    emptied first; and renamed before that, so that a name never stands for less than it says.
+    """
+    rest = path.with_name(f"{path.name}.part")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, rest)
+        os.truncate(rest, 0)
+        rest.unlink()
 
 
 def _usable(path: Path) -> bool:

@@ -70,6 +70,7 @@ def live(data: Path, out: Path, copy: Path | None, pipe: Connection, log: Path) 
         return path
 
     Checkpoints.save = save
+    mirror.INTERVAL = 0
     watched(checkpoint, "write_verified", "writing")
     watched(files, "_sync_folder", "renaming")
     watched(mirror, "copy_verified", "mirroring")

@@ -279,6 +279,12 @@ def test_out_of_memory_is_answered_with_the_largest_batch_that_fits(
 # The mirror
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """A mirror is updated as soon as that is asked for."""
+    monkeypatch.setattr(mirror, "INTERVAL", 0)
+
+
 @pytest.fixture
 def pair(tmp_path):
     """A run's folder with checkpoints and results, and a mirror that tries again at once."""
@@ -325,7 +331,7 @@ def test_a_mirror_that_vanishes_is_complete_once_it_is_back(pair, capsys):
     complete(own, remote)
 
 
-@pytest.mark.parametrize("fault", ["full", "truncates", "reorders"])
+@pytest.mark.parametrize("fault", ["full", "reorders"])
 def test_a_faulty_mirror_is_retried(fault, pair, monkeypatch, capsys):
     own, remote, copy = pair
     original, calls = mirror.copy_verified, []
@@ -336,10 +342,8 @@ def test_a_faulty_mirror_is_retried(fault, pair, monkeypatch, capsys):
             return original(source, target)
         if fault == "full":
             full()
-        if fault == "truncates":  # and says nothing
-            target.write_bytes(source.read_bytes()[:100])
-        else:  # the name is there before the content
-            target.write_bytes(bytes(source.stat().st_size))
+        # The name is there before the content.
+        target.write_bytes(bytes(source.stat().st_size))
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(mirror, "copy_verified", faulty)
@@ -348,16 +352,34 @@ def test_a_faulty_mirror_is_retried(fault, pair, monkeypatch, capsys):
     assert "tried again later" in capsys.readouterr().out
 
 
-def test_a_copy_that_a_drive_cut_is_found_out(tmp_path, monkeypatch):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.write_bytes(os.urandom(5000))
-    replace = os.replace
+def cut_copies(monkeypatch, how_many):
+    """Let the first renames below a folder `drive` leave 100 bytes only, and say nothing."""
+    replace, cut = os.replace, []
 
     def cutting(one, other):
-        os.truncate(one, 100)
+        if "drive" in Path(other).parts and len(cut) < how_many:
+            cut.append(other)
+            os.truncate(one, 100)
         replace(one, other)
 
     monkeypatch.setattr(files.os, "replace", cutting)
+    return cut
+
+
+def test_a_mirror_that_cuts_and_says_nothing_is_retried(pair, monkeypatch, capsys):
+    own, remote, copy = pair
+    cut = cut_copies(monkeypatch, 2)
+    assert copy.finish()
+    assert len(cut) == 2
+    complete(own, remote)
+    assert "the copy differs" in capsys.readouterr().out
+
+
+def test_a_copy_that_a_drive_cut_is_found_out(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "drive" / "target"
+    source.write_bytes(os.urandom(5000))
+    target.parent.mkdir()
+    cut_copies(monkeypatch, 1)
     with pytest.raises(OSError, match="differs"):
         files.copy_verified(source, target)
     assert not target.exists()
@@ -396,6 +418,78 @@ def test_a_new_machine_goes_on_from_the_mirror(tiny_dataset, tmp_path, monkeypat
     assert len(seen) == 5
     assert fresh["miou"] == whole["miou"]
     complete(Checkpoints(out / "checkpoints"), copy)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_drive_that_cannot_be_read_never_starts_a_run_over(
+    lasting, tiny_dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(mirror.time, "sleep", lambda _: None)
+    entry, out, drive = experiment(epochs=3), tmp_path / "out", tmp_path / "drive"
+
+    def leave(history):
+        if len(history) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(entry, tiny_dataset, out, mirror=drive, on_epoch=leave)
+    there = sorted(path.name for path in drive.rglob("*.pt"))
+    shutil.rmtree(out)
+    original, failures = checkpoint.sha256, []
+
+    def failing(path):
+        if drive in Path(path).parents and (lasting or not failures):
+            failures.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path)
+
+    monkeypatch.setattr(checkpoint, "sha256", failing)
+    seen = []
+    if lasting:
+        with pytest.raises(InputError, match=r"mirror .* cannot be read .*mount the drive again"):
+            run(entry, tiny_dataset, out, mirror=drive, on_epoch=lambda h: seen.append(len(h)))
+        assert seen == []
+        assert sorted(path.name for path in drive.rglob("*.pt")) == there
+    else:
+        run(entry, tiny_dataset, out, mirror=drive, on_epoch=lambda h: seen.append(len(h)))
+        assert seen == [3]
+        assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_mirror_never_deletes_what_is_further_on(pair):
+    own, remote, copy = pair
+    assert copy.finish()
+    further = Checkpoints(remote / "checkpoints").save(STATE, 9)
+    own.save(STATE, 2)
+    assert copy.finish()
+    assert further.exists()
+    copy.clear()  # a fresh start is asked for in so many words
+    assert copy.finish()
+    assert not further.exists()
+
+
+def test_a_mirror_waits_between_updates_but_not_at_the_end(pair, monkeypatch):
+    own, remote, copy = pair
+    monkeypatch.setattr(mirror, "INTERVAL", 600)
+    copy.update()
+    for _ in range(200):
+        if Checkpoints(remote / "checkpoints").files():
+            break
+        time.sleep(0.05)
+    own.save(STATE, 2)
+    copy.update()
+    time.sleep(0.2)
+    assert [checkpoint.step_of(p) for p in Checkpoints(remote / "checkpoints").files()] == [1]
+    assert copy.finish()
+    complete(own, remote)
+
+
+def test_a_mirror_that_hangs_does_not_hold_the_run(pair, monkeypatch, capsys):
+    _, _, copy = pair
+    monkeypatch.setattr(mirror, "PATIENCE", 0.1)
+    monkeypatch.setattr(copy, "_synchronise", lambda: time.sleep(60))
+    assert not copy.finish()
+    assert "is not complete" in capsys.readouterr().out
 
 
 def test_a_drive_that_goes_away_during_a_run_does_not_end_it(
