@@ -17,10 +17,10 @@ from camvid_lang.encoder import (
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import Experiment
 from camvid_lang.models import Adapter, Bilinear, Ladder, Segmenter, SwiftNet
-from camvid_lang.taxonomy import NUM_CLASSES
+from camvid_lang.taxonomy import CLASSES, NUM_CLASSES
 from camvid_lang.text import CLIPText, PhraseFile, TextSource, class_phrases, embed_classes
 
-__all__ = ["assemble", "build_model", "describe_encoder", "text_source"]
+__all__ = ["assemble", "build_model", "describe_encoder", "text_source", "trained_phrases"]
 
 
 def text_source(experiment: Experiment) -> TextSource:
@@ -33,6 +33,28 @@ def text_source(experiment: Experiment) -> TextSource:
     if experiment.encoder == RESNET18:
         return CLIPText(TINY)
     return CLIPText(experiment.encoder, experiment.weights)
+
+
+def trained_phrases(experiment: Experiment) -> dict[str, list[str]] | None:
+    """{class: [phrase, ...]} of the 11 classes, by id, that the experiment learns with.
+
+    None for swiftnet, which learns without language.
+
+    Raises:
+        InputError: a text set that does not name each of the 11 classes, and no others.
+    """
+    if experiment.model == "swiftnet":
+        return None
+    phrases = class_phrases(experiment.text_set)
+    wrong = [f"lacks {name!r}" for name in CLASSES if name not in phrases]
+    wrong += [f"{name!r} is none of them" for name in phrases if name not in CLASSES]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise InputError(
+            f"text set {experiment.text_set}: labels have the 11 classes {', '.join(CLASSES)} "
+            f"({'; '.join(wrong[:4])}{more}): map each of them to a phrase or several"
+        )
+    return {name: phrases[name] for name in CLASSES}
 
 
 def build_model(
@@ -50,8 +72,7 @@ def build_model(
     if experiment.model == "swiftnet":
         text = None
     else:
-        classes = classes or class_phrases(experiment.text_set)
-        text = embed_classes(classes, text_source(experiment))
+        text = embed_classes(classes or trained_phrases(experiment), text_source(experiment))
     if experiment.encoder == RESNET18:
         encoder = load_resnet18(experiment.weights if pretrained else "random")
     else:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import torch
 
 from camvid_lang.budget import largest_batch
-from camvid_lang.devices import mixed_precision, pick_device
+from camvid_lang.devices import mixed_precision, pick_device, short_name
 from camvid_lang.errors import InputError
 from camvid_lang.measuring import (
     STYLES,
@@ -47,7 +47,7 @@ def bench(experiment: str, batch: int, device_name: str, budget: int | None) -> 
         "step_flops": step["flops"],
         "step_flops_per_second": rate,
         "share_of_matmul": rate / roof if rate else None,
-        "dtype": str(precision).removeprefix("torch."),
+        "dtype": short_name(precision),
     }
     if budget:
         case = replace(base, what="step")
@@ -77,7 +77,7 @@ def sweep(device_name: str, budget: int) -> dict:
         **describe(device),
         "budget_bytes": budget,
         "matmul_flops_per_second": roof,
-        "dtype": str(mixed_precision(device)).removeprefix("torch."),
+        "dtype": short_name(mixed_precision(device)),
         "rows": rows,
     }
 

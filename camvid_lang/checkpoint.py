@@ -92,7 +92,7 @@ def refuse_changed_settings(path: str | Path, stored: Mapping, wanted: Mapping) 
     """Raise `InputError` naming every setting in which a checkpoint differs from the run."""
     if stored.get("name") != wanted["name"]:
         raise InputError(
-            f"checkpoint {path} is of experiment '{stored.get('name')}', not '{wanted['name']}': "
+            f"{path} is of experiment '{stored.get('name')}', not '{wanted['name']}': "
             "choose another --out, or start afresh with --fresh"
         )
     changed = [
@@ -102,7 +102,7 @@ def refuse_changed_settings(path: str | Path, stored: Mapping, wanted: Mapping) 
     ]
     if changed:
         raise InputError(
-            f"checkpoint {path} was made with other settings ({'; '.join(changed)}): "
+            f"{path} was made with other settings ({'; '.join(changed)}): "
             "choose another --out, or start afresh with --fresh"
         )
 
@@ -128,15 +128,15 @@ class Checkpoints:
             key=lambda path: (step_of(path), path.name),
         )
 
-    def newest(self) -> tuple[Path, dict] | None:
-        """The newest readable checkpoint and its state; None where there is none.
+    def newest(self, kind: str = "last") -> tuple[Path, dict] | None:
+        """The newest readable checkpoint of a kind and its state; None where there is none.
 
         Damaged ones are told and passed over.
 
         Raises:
             InputError: there are checkpoints, and not one can be read.
         """
-        candidates = self.files()[::-1]
+        candidates = self.files(kind)[::-1]
         for path in candidates:
             try:
                 state = load_checkpoint(path)

@@ -114,7 +114,9 @@ def segment(args: argparse.Namespace) -> None:
     from camvid_lang.text import parse_classes
 
     classes = parse_classes(args.classes)
-    for path in segment_files(args.images, classes, args.run, args.out, args.device):
+    for path in segment_files(
+        args.images, classes, args.run, args.out, args.device, args.checkpoint
+    ):
         print(path)
 
 
@@ -124,6 +126,8 @@ def bench(args: argparse.Namespace) -> None:
     from camvid_lang.plotting import to_png
     from camvid_lang.results import write_json
 
+    if args.sweep and args.figure:
+        raise InputError("--figure draws one comparison, not a sweep: leave out one of the two")
     budget = benchmark.parse_bytes(args.budget) if args.budget else None
     if args.sweep:
         results = benchmark.sweep(args.device, budget or benchmark.parse_bytes("15GB"))
@@ -132,7 +136,7 @@ def bench(args: argparse.Namespace) -> None:
         print(benchmark.summary(results))
     if args.json:
         write_json(args.json, {**results, "command": args.command_line})
-    if args.figure and not args.sweep:
+    if args.figure:
         Path(args.figure).write_bytes(to_png(bench_bars(results)))
 
 

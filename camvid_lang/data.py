@@ -6,7 +6,7 @@ are in `layout`, single files in `pictures`; what users of the data need is offe
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,17 +103,19 @@ def random_crops(
     labels: torch.Tensor,
     size: int | tuple[int, int],
     generator: torch.Generator,
+    indices: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One random crop per frame, flipped left to right with probability 0.5.
 
-    images: (B, 3, H, W), labels: (B, H, W), any dtype, any device; `size`: side or (h, w) in
-    pixels. Returns (B, 3, h, w) and (B, h, w): picture and label of a frame are cut and flipped
-    alike. `generator` is a CPU one, so that the same seed crops alike on every device. Raises
-    `InputError` where the frames are smaller than the crop. This is all the augmentation the
-    thesis uses.
+    images: (N, 3, H, W), labels: (N, H, W), any dtype, any device; `size`: side or (h, w) in
+    pixels; `indices`: which B of the frames, all when not given. Returns (B, 3, h, w) and
+    (B, h, w): picture and label of a frame are cut and flipped alike. `generator` is a CPU one, so
+    that the same seed crops alike on every device. Raises `InputError` where the frames are smaller
+    than the crop. This is all the augmentation the thesis uses.
     """
     high, wide = (size, size) if isinstance(size, int) else size
-    count, (height, width) = len(images), images.shape[-2:]
+    indices = range(len(images)) if indices is None else indices
+    count, (height, width) = len(indices), images.shape[-2:]
     if not (0 < high <= height and 0 < wide <= width):
         raise InputError(
             f"crop {high}x{wide} does not fit into frames of {height}x{width} (height x width): "
@@ -124,9 +126,10 @@ def random_crops(
     flips = (torch.rand(count, generator=generator) < 0.5).tolist()
     image_crops = images.new_empty((count, images.shape[1], high, wide))
     label_crops = labels.new_empty((count, high, wide))
-    for i, (top, left, flip) in enumerate(zip(tops, lefts, flips, strict=True)):
+    # By plain numbers: a tensor of indices would be copied to the device, which waits for it.
+    for i, (index, top, left, flip) in enumerate(zip(indices, tops, lefts, flips, strict=True)):
         window = (..., slice(top, top + high), slice(left, left + wide))
-        image, label = images[i][window], labels[i][window]
+        image, label = images[index][window], labels[index][window]
         image_crops[i] = image.flip(-1) if flip else image
         label_crops[i] = label.flip(-1) if flip else label
     return image_crops, label_crops
@@ -170,6 +173,5 @@ def batches(
         order = torch.randperm(len(frames), generator=generator)
     size = crop or tuple(frames.images.shape[-2:])
     for indices in order.split(batch_size)[skip:count]:
-        chosen = indices.to(frames.images.device)
-        images, labels = random_crops(frames.images[chosen], frames.labels[chosen], size, generator)
-        yield images, labels, indices
+        crops = random_crops(frames.images, frames.labels, size, generator, indices.tolist())
+        yield *crops, indices

@@ -9,12 +9,18 @@ from torch import nn
 from camvid_lang.errors import InputError
 
 __all__ = [
+    "autocast",
     "give_back_freed_memory",
     "mixed_precision",
     "pick_device",
     "place",
     "reuse_freed_memory",
+    "short_name",
 ]
+
+
+# What ctypes raises where the C library is another one, or, on Windows, none by that name.
+NO_GLIBC = (OSError, AttributeError, TypeError)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -25,10 +31,11 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}' is not there: use cpu, cuda or auto") from error
+    with contextlib.suppress(RuntimeError, AssertionError):
+        device = torch.empty(0, device=name).device
+        if device.type in ("cpu", "cuda"):
+            return device
+    raise InputError(f"device '{name}' is not there or not supported: use cpu, cuda or auto")
 
 
 def mixed_precision(device: torch.device) -> torch.dtype:
@@ -42,6 +49,17 @@ def mixed_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if recent else torch.float16
 
 
+def autocast(device: torch.device, precision: torch.dtype | None = None) -> torch.autocast:
+    """`torch.autocast` in the device's `mixed_precision`, or in the one given; off in float32."""
+    precision = precision or mixed_precision(device)
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def short_name(precision: torch.dtype) -> str:
+    """`float16` for torch.float16."""
+    return str(precision).removeprefix("torch.")
+
+
 def reuse_freed_memory() -> None:
     """Let glibc keep freed blocks instead of handing each back to the kernel; Linux only.
 
@@ -49,7 +67,7 @@ def reuse_freed_memory() -> None:
     each anew and the kernel zeroes it page by page; kept, a step on two cores took 1.7 s instead
     of 2.4 s (SwiftNet, 12 crops of 224x224).
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library: slower, no harm
+    with contextlib.suppress(*NO_GLIBC):  # slower, no harm
         mallopt = ctypes.CDLL(None).mallopt
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         mallopt(m_mmap_max, 0)
@@ -58,7 +76,7 @@ def reuse_freed_memory() -> None:
 
 def give_back_freed_memory() -> None:
     """Hand what was freed back to the kernel, where glibc can, so that it no longer counts."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(*NO_GLIBC):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -3,7 +3,6 @@
 Both take RGB images and give four maps at strides 4, 8, 16 and 32, finest first.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from camvid_lang.errors import InputError
+from camvid_lang.files import sha256
 
 __all__ = [
     "RESNET18",
@@ -93,11 +93,7 @@ def fingerprint(name: str, weights: str) -> str:
     source = resolve_weights(name, weights)
     if not Path(source).is_file():
         return source
-    digest = hashlib.sha256()
-    with open(source, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{sha256(source)}"
 
 
 def _why_not_loaded(name: str, source: str, is_tag: bool, error: Exception) -> str:
@@ -105,10 +101,15 @@ def _why_not_loaded(name: str, source: str, is_tag: bool, error: Exception) -> s
         return (
             f"weights '{source}' of {name} are not on this machine and the model hub cannot be "
             "reached; give a local file in open_clip's format with --weights FILE "
-            "(or connect once, and open_clip keeps them)"
+            f"(or connect once, and open_clip keeps them); the reason: {_short(error)}"
         )
-    reason = " ".join(str(error).split())[:160]
-    return f"weights file {source} does not fit open_clip's {name}: {reason}"
+    return f"weights file {source} does not fit open_clip's {name}: {_short(error)}"
+
+
+def _short(error: Exception) -> str:
+    """The first words of an error, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 @contextmanager
@@ -232,7 +233,8 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
         except Exception as error:
             raise InputError(
                 "ImageNet weights of resnet18 are not on this machine and the model hub cannot be "
-                "reached; give a local file under timm's key names with --weights FILE"
+                "reached; give a local file under timm's key names with --weights FILE; "
+                f"the reason: {_short(error)}"
             ) from error
     else:
         if not Path(weights).is_file():
@@ -241,7 +243,8 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
         try:
             timm.models.load_checkpoint(network, str(weights), weights_only=True)
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(f"weights file {weights} is no ResNet-18 of timm: {reason}") from error
+            raise InputError(
+                f"weights file {weights} is no ResNet-18 of timm: {_short(error)}"
+            ) from error
     network.reset_classifier(0)
     return ResNetEncoder(network)

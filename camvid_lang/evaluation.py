@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from camvid_lang.data import Frames, read_label
-from camvid_lang.devices import mixed_precision
+from camvid_lang.devices import autocast
 from camvid_lang.errors import InputError
 from camvid_lang.metrics import confusion_matrix, scores
 from camvid_lang.models import Segmenter
@@ -27,9 +27,7 @@ __all__ = [
 @torch.inference_mode()
 def predict(model: Segmenter, images: Tensor) -> Tensor:
     """(N, 3, H, W) images -> (N, H, W) uint8 ids of the best class, by a model in `eval` mode."""
-    device = images.device
-    precision = mixed_precision(device)
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+    with autocast(images.device):
         return model.segment(images)
 
 

@@ -247,6 +247,13 @@ def _checked(entry: Experiment) -> Experiment:
             raise InputError(
                 f"setting {key}={getattr(entry, key)!r}: choose train, val, trainval or test"
             )
+    if entry.model == "bilinear" and entry.epochs:
+        raise InputError(f"setting epochs={entry.epochs}: {entry.name} has nothing to learn")
+    if entry.model in ("ladder", "swiftnet") and entry.batch_size < 2:
+        raise InputError(
+            f"setting batch_size={entry.batch_size}: {entry.name} needs 2, as BatchNorm over the "
+            "1x1 level of the pyramid pooling averages over the batch"
+        )
     if entry.model == "bilinear" and entry.encoder == RESNET18:
         raise InputError(
             f"{entry.name} compares CLIP's own image embeddings with text and resnet18 has none: "

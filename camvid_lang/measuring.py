@@ -9,7 +9,7 @@ import functools
 import gc
 import multiprocessing
 import re
-import resource
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -150,7 +150,10 @@ def _peak(device: torch.device) -> int:
     try:
         return _status("VmHWM")
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        import resource  # absent on Windows, where no peak can be measured this way
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status(key: str) -> int:

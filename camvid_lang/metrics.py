@@ -49,7 +49,7 @@ def scores(confusion: Tensor) -> dict:
 
         None where nothing can be divided.
     """
-    counts = confusion[:VOID].double().cpu()
+    counts = confusion[:VOID].cpu().double()
     hits = counts.diagonal()
     labelled = counts.sum(dim=1)
     union = labelled + counts[:, :VOID].sum(dim=0) - hits

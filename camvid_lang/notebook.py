@@ -1,4 +1,4 @@
-"""What the notebooks share: where they run, the data, the drive, runs that go on, tables.
+"""How a notebook starts: where it runs, the data, the drive, errors in its own words.
 
 Every choice of a notebook's form can be replaced by an environment variable, which is how the
 notebooks are tested: CAMVID_LANG_PROFILE, CAMVID_LANG_DATA, CAMVID_LANG_DRIVE, CAMVID_LANG_RESUME,
@@ -9,31 +9,22 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from camvid_lang.data import Frames, load
-from camvid_lang.demo import demo_settings
 from camvid_lang.devices import pick_device
 from camvid_lang.download import fetch
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import THESIS_ROWS, Experiment, configure
-from camvid_lang.live import LiveCurves
-from camvid_lang.mirror import Mirror
-from camvid_lang.results import read_results
-from camvid_lang.runs import run
+from camvid_lang.experiments import configure
+from camvid_lang.faults import Interrupted
 from camvid_lang.scenes import write_scenes
-from camvid_lang.tables import tables, to_compact_markdown
+from camvid_lang.session import Session
 
-__all__ = ["Session", "in_colab", "one_line_errors", "start"]
+__all__ = ["in_colab", "one_line_errors", "start"]
 
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 DRIVE_FOLDER = "camvid-lang"  # within My Drive
-# Which notebook runs what, by how the experiments' names begin.
-NOTEBOOKS = {"02": ("bilinear", "adapter"), "03": ("frozen",), "04": ("full", "swiftnet")}
 
 
 def in_colab() -> bool:
@@ -42,6 +33,27 @@ def in_colab() -> bool:
         return importlib.util.find_spec("google.colab") is not None
     except ModuleNotFoundError:
         return False
+
+
+# What a message to the command line's users is called in a notebook.
+NOTEBOOK_WORDS = {
+    "choose another --out, or start afresh with --fresh": "change SETTINGS back, or untick RESUME "
+    "to delete the runs of this notebook and start over",
+    "start afresh with --fresh": "untick RESUME to start over",
+    "start over with --fresh": "untick RESUME to start over",
+    "--weights FILE": "weights=FILE in SETTINGS",
+    "--data": "DATA",
+    "--set ": "SETTINGS ",
+    "choose another --out": "change SETTINGS back",
+}
+
+
+def in_notebook_words(text: object) -> str:
+    """A message with the form's choices in place of the command line's options."""
+    told = str(text)
+    for option, choice in NOTEBOOK_WORDS.items():
+        told = told.replace(option, choice)
+    return told
 
 
 def one_line_errors() -> None:
@@ -53,129 +65,12 @@ def one_line_errors() -> None:
         return
 
     def tell(_shell, _kind, error, _traceback, tb_offset=None):
-        print(f"error: {error}", file=sys.stderr)
-        return [f"error: {error}"]
+        stopped = isinstance(error, Interrupted)  # no error: it was asked for
+        told = f"{'stopped' if stopped else 'error'}: {in_notebook_words(error)}"
+        print(told, file=sys.stderr)
+        return [told]
 
-    shell.set_custom_exc((InputError,), tell)
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the form chose: profile, data on the local disk, folders of runs here and on Drive."""
-
-    profile: str
-    data: Path
-    runs: Path
-    drive: Path | None
-    resume: bool
-    settings: Mapping[str, str]
-    drawn: bool  # whether the data are drawn scenes
-
-    def configure(self, name: str, **settings: object) -> Experiment:
-        """The experiment under this session's profile; `settings` replace single ones."""
-        # Drawn scenes are small, and what suits CamVid would take longer and learn less on them.
-        suited = demo_settings(name) if self.drawn and self.profile == "cpu" else {}
-        chosen = {} if name.startswith("bilinear") else self.settings  # which learns nothing
-        return configure(name, self.profile, {**suited, **settings, **chosen})
-
-    def run(self, name: str, show: bool = True, **settings: object) -> dict:
-        """Run an experiment, go on with it, or read it back where it is finished.
-
-        Args:
-            show: draw loss and mIoU while it learns.
-
-        Returns:
-            What its `results.json` holds.
-        """
-        live = LiveCurves(name) if show else None
-        results = run(
-            self.configure(name, **settings),
-            self.data,
-            self.runs / name,
-            fresh=not self.resume,
-            command=f"notebook, profile {self.profile}",
-            mirror=self.drive / name if self.drive else None,
-            on_epoch=live.update if live else None,
-        )
-        if live and live.drawn:
-            live.update(results["history"], now=True)
-        return results
-
-    def finished(self) -> dict[str, dict]:
-        """Results of all finished runs, by experiment, here or on Drive; nothing is run."""
-        found = {}
-        for name in (*THESIS_ROWS, "full-names"):
-            # Where they lie: the weights beside them on Drive are fetched when they are asked for.
-            for root in filter(None, (self.runs, self.drive)):
-                if name not in found and (root / name / "results.json").is_file():
-                    found[name] = read_results(root / name / "results.json")
-        return found
-
-    def missing(self) -> str:
-        """Which of the thesis's runs are not finished, and the notebooks that run them."""
-        absent = THESIS_ROWS.keys() - self.finished()
-        lines = [
-            f"not finished: {', '.join(names)} (notebook {number})"
-            for number, kinds in NOTEBOOKS.items()
-            if (names := [n for n in THESIS_ROWS if n in absent and n.startswith(kinds)])
-        ]
-        return "\n".join(lines) or "all of the thesis's runs are there"
-
-    def published_iou(self) -> dict[str, dict[str, float]]:
-        """The thesis's IoU of each class, by experiment; none beside drawn scenes."""
-        rows = {} if self.drawn else THESIS_ROWS
-        return {name: row["iou"] for name, row in rows.items() if "iou" in row}
-
-    def folder(self, name: str) -> Path | None:
-        """A finished run's folder on the local disk, brought there from Drive if need be."""
-        folder = self.runs / name
-        if not (folder / "results.json").is_file() and self.drive is not None:
-            there = self.drive / name
-            if (there / "results.json").is_file():
-                Mirror(folder, there).restore()
-        return folder if (folder / "results.json").is_file() else None
-
-    def any_language_run(self) -> str:
-        """The name of a finished run that knows language; the best by mIoU.
-
-        Raises:
-            InputError: there is none.
-        """
-        results = {
-            name: result["miou"] or 0
-            for name, result in self.finished().items()
-            if name != "swiftnet"
-        }
-        if not results:
-            where = f"{self.runs} or {self.drive}" if self.drive else str(self.runs)
-            raise InputError(f"no finished run in {where}: run notebook 02 or 03 first")
-        return max(results, key=results.get)
-
-    def tables(self, *numbers: str) -> object:
-        """The thesis's tables of these numbers ("7.1"), measured beside published, as Markdown."""
-        from IPython.display import Markdown
-
-        results = {"chance": None, "experiments": self.finished()}
-        wanted = [
-            to_compact_markdown(table, differences=not self.drawn)
-            for table in tables(results, THESIS_ROWS)
-            if not numbers or table.number in numbers
-        ]
-        return Markdown("\n\n".join([self.protocol(), *wanted]))
-
-    def protocol(self) -> str:
-        """What stands in the tables' cells, and what was measured on."""
-        on = "drawn scenes, not CamVid" if self.drawn else "the test split of the data set"
-        difference = "" if self.drawn else " (difference)"
-        return (
-            f"Cells: **measured / thesis{difference}**, in %. Measured on {on}, profile "
-            f"`{self.profile}`; the thesis on CamVid's 233 test frames at 480x360. Void counts "
-            "nowhere; one confusion matrix over the whole split."
-        )
-
-    def frames(self, split: str = "test", limit: int | None = None) -> Frames:
-        """A split of the data set in memory; under `smoke` at most 8 frames."""
-        return load(self.data, split, limit or (8 if self.profile == "smoke" else None))
+    shell.set_custom_exc((InputError, Interrupted), tell)
 
 
 def start(
@@ -207,7 +102,7 @@ def start(
     work = Path(given("CAMVID_LANG_WORK", "") or _work_folder())
     if profile == "auto":
         profile = "thesis" if pick_device().type == "cuda" else "cpu"
-    configure("frozen-names", profile)  # an unknown profile is told before a download
+    configure("frozen-names", profile, chosen)  # what is wrong is told before a download
     root = _drive_folder(drive)
     local = _data_folder(data, profile, work)
     label = f"{data if data in ('camvid', 'scenes') else local.name}-{profile}"
@@ -223,6 +118,8 @@ def start(
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"profile {profile} on {device}; data {local}; runs {session.runs}")
     print(f"mirrored to {session.drive}" if session.drive else "not mirrored to a drive")
+    if others := session.elsewhere():
+        print(f"note: {others}")
     return session
 
 

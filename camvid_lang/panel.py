@@ -29,7 +29,8 @@ def ask(words: Words, image: np.ndarray, text: str) -> tuple:
         text: phrases, see `words.read_phrases`.
 
     Returns:
-        Two figures: the segmentation with its legend, and one heat map per phrase.
+        Two figures: the segmentation with its legend, and one heat map per phrase, of its
+        probability among the phrases (of its cosine, if it is alone).
 
     Raises:
         InputError: phrases that cannot be read or embedded.
@@ -38,7 +39,9 @@ def ask(words: Words, image: np.ndarray, text: str) -> tuple:
     cosines = words.cosines(image, phrases)
     names, small = list(phrases), shrink(image)
     ids = cosines.argmax(axis=0).astype(np.uint8)
-    return overlay(small, ids, names, palette(len(names))), heat_maps(small, cosines, names)
+    return overlay(small, ids, names, palette(len(names))), heat_maps(
+        small, cosines, names, words.temperature
+    )
 
 
 def uploaded(value: object) -> tuple[str, bytes] | None:
@@ -136,9 +139,7 @@ def panel(words: Words, pictures: Mapping[str, np.ndarray], text: str = EXAMPLE)
 def similar(words: Words, new: Sequence[str]) -> str:
     """A Markdown table: for each new phrase the three classes whose embeddings lie nearest."""
     lines = ["| phrase | nearest of the run's classes (cosine) |", "|---|---|"]
-    for phrase in new:
-        near = sorted(
-            ((words.likeness(phrase, name), name) for name in words.classes), reverse=True
-        )
+    for phrase, cosines in zip(new, words.similarity(new), strict=True):
+        near = sorted(zip(cosines, words.classes, strict=True), reverse=True)
         lines.append(f"| {phrase} | " + ", ".join(f"{n} ({c:.2f})" for c, n in near[:3]) + " |")
     return "\n".join(lines)

@@ -27,15 +27,16 @@ __all__ = [
 FONT = 9
 
 # Okabe and Ito's colours for all kinds of colour vision (jfly.uni-koeln.de/color, 2008), ordered so
-# that neighbours differ in lightness too. Their black is left out: it stands for void.
+# that neighbours differ in lightness too and the two blues, alike once a picture shines through,
+# seldom meet. Their black is left out: it stands for void.
 OKABE_ITO = (
     (0, 114, 178),
     (230, 159, 0),
     (0, 158, 115),
     (213, 94, 0),
-    (86, 180, 233),
     (204, 121, 167),
     (128, 128, 128),
+    (86, 180, 233),
     (240, 228, 66),
 )
 

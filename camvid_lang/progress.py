@@ -1,5 +1,6 @@
 """Progress bars: plain text everywhere, since stored widgets keep notebooks from being shown."""
 
+import io
 import sys
 from collections.abc import Iterable
 
@@ -8,13 +9,22 @@ from tqdm import tqdm
 __all__ = ["progress"]
 
 
-def progress(iterable: Iterable | None = None, **options) -> tqdm:
-    """A `tqdm` text bar with the time left; the options are tqdm's.
+class _NotebookBar(tqdm):
+    """A text bar in a notebook that replaces itself: an exported page keeps its last line only."""
 
-    In a notebook it writes to standard output, as standard error is shown on red, and seldom, as
-    an exported page keeps every line.
-    """
+    def __init__(self, *args, **options):
+        from IPython.display import display
+
+        self._shown = display({"text/plain": ""}, raw=True, display_id=True)
+        super().__init__(*args, **{"ncols": 90, **options, "file": io.StringIO()})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        self._shown.update({"text/plain": str(self) if msg is None else msg}, raw=True)
+
+
+def progress(iterable: Iterable | None = None, **options) -> tqdm:
+    """A `tqdm` text bar with the time left; the options are tqdm's."""
     shell = sys.modules.get("IPython")
     notebook = shell is not None and hasattr(shell.get_ipython(), "kernel")
-    suited = {"file": sys.stdout, "mininterval": 5} if notebook else {"mininterval": 1}
-    return tqdm(iterable, **{**suited, **options})
+    bar = _NotebookBar if notebook else tqdm
+    return bar(iterable, **{"mininterval": 1, **options})

@@ -23,17 +23,22 @@ def is_thesis_encoder(name, result):
     The thesis's SwiftNet stands on a ResNet-18 and has no language in it.
     """
     encoder = result.get("encoder") or {}
-    if name == "swiftnet":
-        return encoder.get("name") == RESNET18
     weights = str(encoder.get("weights") or "")
+    if name == "swiftnet":
+        return encoder.get("name") == RESNET18 and not weights.startswith("random")
     return encoder.get("name") == THESIS_ENCODER and THESIS_WEIGHTS in weights
+
+
+def _data_name(data):
+    """The data set's name for a reader: `scenes.write_scenes` calls its own "scenes"."""
+    return "drawn road scenes" if data.get("name") == "scenes" else str(data.get("name", ""))
 
 
 def _data_text(result):
     data = result.get("data") or {}
     if not data:
         return "data that the result does not name"
-    text = f"{data.get('test_frames', 'an unknown number of')} test frames of {data.get('name')}"
+    text = f"{data.get('test_frames', 'an unknown number of')} test frames of {_data_name(data)}"
     size = data.get("size") or ()
     if len(size) == 2:
         text += f", {size[1]} × {size[0]} pixels"
@@ -85,7 +90,7 @@ def banner(experiments):
     others = {name: result for name, result in experiments.items() if not is_camvid(result)}
     if not others:
         return ""
-    names = {str((result.get("data") or {}).get("name", "")) for result in others.values()}
+    names = {_data_name(result.get("data") or {}) for result in others.values()}
     if {name.lower() for name in names} == {"camvid"}:
         why = "They were measured on a part of CamVid"
     else:

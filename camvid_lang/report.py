@@ -29,6 +29,20 @@ ASKS = (
     "“car”, and the question is what that costs on CamVid's road scenes against SwiftNet, an "
     "ordinary network for the same task."
 )
+# What is compared, by the beginning of the experiments' names.
+APPROACHES = {
+    "bilinear-*": "CLIP's coarse map of vectors, one for 32×32 pixels, enlarged to the picture's "
+    "size. Nothing is learned.",
+    "adapter-*": "Two small learned layers on that map, then enlarged; CLIP stays as it is.",
+    "frozen-*": "The thesis's model: a learned upsampler climbs from the coarse map over three "
+    "finer ones of the encoder to sharp outlines; CLIP stays as it is.",
+    "full-*": "The same model, and CLIP's own layers learn too; “narrow” has a slimmer pyramid.",
+    "swiftnet": "The yardstick: an ordinary segmenter with one output for each class and no words.",
+}
+TEXTS = (
+    "A class is given to CLIP by its name (*-names, such as “car”) or by a description of a "
+    "sentence or two (*-descriptions)."
+)
 SCORES = (
     "Accuracy is the share of right pixels; mean accuracy is the mean over the classes of the "
     "share of each class's pixels found; IoU is explained below, and mIoU is its mean over the 11 "
@@ -139,10 +153,9 @@ def _page(results, samples, similarities, thesis_rows, title, note):
 
     made = tables(results, thesis_rows)
     chance = " Chance guesses each pixel's class at random." if results.get("chance") else ""
-    lines = [f'<p class="quiet">{SCORES}{chance}</p>']
-    if warning:
-        lines.append(f'<p class="banner">{escape(warning)}</p>')
-    sections["Tables"] = "".join(lines) + "".join(_table(table) for table in made)
+    items = "".join(f"<li><code>{key}</code> {text}</li>" for key, text in APPROACHES.items())
+    sections["Approaches"] = f"<ul>{items}</ul><p>{TEXTS}</p>"
+    sections["Tables"] = f'<p class="quiet">{SCORES}{chance}</p>' + "".join(map(_table, made))
 
     scores = {name: one["iou"] for name, one in experiments.items() if one.get("iou")}
     if scores:
@@ -176,11 +189,12 @@ def _page(results, samples, similarities, thesis_rows, title, note):
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title><style>{css}</style></head><body>",
             f"<header><h1>{escape(title)}</h1>",
-            f'<p class="lead">{escape(provenance.measured_on(experiments))}</p>',
+            f'<p class="lead">{ASKS}</p>',
+            f'<p class="measured">{escape(provenance.measured_on(experiments))}</p>',
             f'<p class="banner"><strong>{escape(warning)}</strong></p>' if warning else "",
             f"<p>{escape(remark)}</p>" if remark else "",
             f"<p>{escape(note)}</p>" if note else "",
-            f"<p>{ASKS}</p></header><nav>",
+            "</header><nav>",
             " ".join(f'<a href="#{key}">{name}</a>' for name, key in keys.items()),
             "</nav><main>",
             "".join(

@@ -14,7 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from camvid_lang.assembly import build_model, describe_encoder, text_source
+from camvid_lang.assembly import (
+    build_model,
+    describe_encoder,
+    text_source,
+    trained_phrases,
+)
 from camvid_lang.checkpoint import Checkpoints, load_checkpoint, refuse_changed_settings
 from camvid_lang.data import DataReport, Frames, load, verify
 from camvid_lang.devices import pick_device, place, reuse_freed_memory
@@ -48,6 +53,7 @@ def run(
     command: str = "",
     mirror: str | Path | None = None,
     on_epoch: Callable[[list[dict]], object] | None = None,
+    keep_finished: bool = False,
 ) -> dict:
     """Train (or go on training) and evaluate; returns what `results.json` then holds.
 
@@ -59,6 +65,8 @@ def run(
         mirror: a second folder (on a drive) that gets a verified copy of all that is saved, and
             from which a run goes on where `out` is behind it.
         on_epoch: called after each epoch with the history so far, see `training.train`.
+        keep_finished: read a finished run back with a note where it was made with other settings,
+            instead of refusing it.
 
     Raises:
         InputError: anything wrong with the data, the weights, or the folder's earlier run; a
@@ -83,7 +91,7 @@ def run(
         if copy:
             copy.clear() if fresh else copy.restore()
         try:
-            results = _finished(experiment, out)
+            results = _finished(experiment, out, report, keep_finished)
             if results is None:
                 results = _train_and_score(
                     experiment, data, out, report, where, checkpoints, command, on_epoch
@@ -94,7 +102,9 @@ def run(
     return results
 
 
-def _finished(experiment: Experiment, out: Path) -> dict | None:
+def _finished(
+    experiment: Experiment, out: Path, report: DataReport, keep_finished: bool
+) -> dict | None:
     """The results that the folder holds; None where the run is not finished.
 
     A folder of another run is refused before anything is computed.
@@ -102,10 +112,21 @@ def _finished(experiment: Experiment, out: Path) -> dict | None:
     file = out / "results.json"
     if file.exists():
         results = read_results(file)
-        refuse_changed_settings(file, results["settings"], experiment.settings())
+        measured = results.get("data") or {}
+        if measured.get("digest", report.digest) != report.digest:
+            raise InputError(
+                f"{file} was measured on other data ({measured.get('name')}) than {report.root} "
+                "holds: give the same --data, choose another --out, or start afresh with --fresh"
+            )
+        try:
+            refuse_changed_settings(file, results["settings"], experiment.settings())
+        except InputError as error:
+            if not keep_finished or results["experiment"] != experiment.name:
+                raise
+            print(f"note: {error}")
         now = None
         with contextlib.suppress(InputError):  # a file of phrases that is gone is needed no more
-            now = phrases_of(experiment)
+            now = trained_phrases(experiment)
         if now and results.get("phrases", now) != now:
             raise InputError(
                 f"{file} was made with other phrases than {experiment.text_set} holds now: "
@@ -161,12 +182,13 @@ def _train_and_score(
         "iou": scored["iou"],
         "thesis": THESIS_ROWS.get(experiment.name, {}),
         "settings": experiment.settings(),
-        "phrases": phrases_of(experiment),
+        "phrases": trained_phrases(experiment),
         "data": {
             "name": report.name,
             "train_frames": len(learning) if learning is not None else 0,
             "test_frames": len(test),
             "size": list(test.images.shape[-2:]),
+            "digest": report.digest,
             "complete": report.complete and not experiment.limit,
         },
         "encoder": describe_encoder(experiment),
@@ -182,17 +204,12 @@ def _train_and_score(
     return results
 
 
-def phrases_of(experiment: Experiment) -> dict[str, list[str]] | None:
-    """{class: [phrase, ...]} that the experiment learns with; None for one without language."""
-    return None if experiment.model == "swiftnet" else class_phrases(experiment.text_set)
-
-
 def fit_crop(experiment: Experiment, size: tuple[int, int] | None) -> Experiment:
     """The experiment with its crop cut down, and said so, where frames are smaller than it."""
     if size is None or experiment.crop <= min(size) or not experiment.epochs:
         return experiment
     crop = max(32, min(size) // 32 * 32)
-    print(f"note: crop {experiment.crop} exceeds the frames of {size[0]}x{size[1]}: {crop} is used")
+    print(f"note: crop {experiment.crop} exceeds the frames of {size[1]}x{size[0]}: {crop} is used")
     return replace(experiment, crop=crop)
 
 
@@ -213,6 +230,9 @@ def similarities(experiment: Experiment) -> dict[str, Tensor]:
     """Cosine similarity of the classes' embeddings with each other (thesis, figure 7.1), (11, 11).
 
     A text bank that lacks the descriptions gives the matrix of the names only.
+
+    Raises:
+        InputError: the text tower's weights are missing.
     """
     if experiment.model == "swiftnet":
         return {}
@@ -221,13 +241,22 @@ def similarities(experiment: Experiment) -> dict[str, Tensor]:
         try:
             text = embed_classes(class_phrases(title), source)
         except InputError:
+            if not experiment.text_bank:
+                raise
             continue
         found[title.capitalize()] = text @ text.T
     return found
 
 
-def load_run(folder: str | Path, classes: Mapping | None = None) -> tuple[Segmenter, Experiment]:
+def load_run(
+    folder: str | Path, classes: Mapping | None = None, kind: str = "last"
+) -> tuple[Segmenter, Experiment]:
     """The model of a run, in evaluation mode, with its own classes or any others.
+
+    Args:
+        classes: {class: [phrase, ...]}, see `text.parse_classes`.
+        kind: `last`, the end of training, which results are measured with; or `best`, by mIoU
+            over the training crops.
 
     Raises:
         InputError: no run there, or one without language (swiftnet) when classes are given.
@@ -249,9 +278,9 @@ def load_run(folder: str | Path, classes: Mapping | None = None) -> tuple[Segmen
         raise InputError(f"{folder} is a run of swiftnet, which knows its 11 classes only")
     model = build_model(experiment, classes, pretrained=not experiment.train_encoder)
     if experiment.epochs:
-        saved = Checkpoints(folder / CHECKPOINTS).newest()
+        saved = Checkpoints(folder / CHECKPOINTS).newest(kind)
         if saved is None:
-            raise InputError(f"{folder} holds no checkpoint: run {experiment.name} again")
+            raise InputError(f"{folder} holds no {kind} checkpoint: run {experiment.name} again")
         path, state = saved
         try:
             model.load_learned_state(state["model"])

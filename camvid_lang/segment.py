@@ -29,6 +29,7 @@ def segment_files(
     run: str | Path,
     out: str | Path,
     device: str = "auto",
+    checkpoint: str = "last",
 ) -> list[Path]:
     """Write, for each picture NAME, `NAME.png` (ids) and `NAME_overlay.png` (with a legend).
 
@@ -37,13 +38,15 @@ def segment_files(
         classes: {class: [phrase, ...]}; id k is the k-th class.
         run: folder of a finished run of a language model.
         out: folder for the results, made if missing.
+        checkpoint: which of the run's, `last` or `best`, see `runs.load_run`.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: a picture that cannot be read, two of one name, more than 255 classes, or
-            whatever `load_run` refuses. Pictures are all checked before the first is segmented.
+        InputError: a picture that cannot be read or would be overwritten, two of one name, more
+            than 255 classes, or whatever `load_run` refuses. Pictures are all checked before the
+            first is segmented.
     """
     if len(classes) > 255:
         raise InputError(f"{len(classes)} classes: an id map holds at most 255")
@@ -53,18 +56,25 @@ def segment_files(
             raise InputError(f"{path} and {stems[path.stem]} would both be written as {path.stem}")
         stems[path.stem] = path
         read_image(path, upright=True)
-    where = pick_device(device)
-    model, _ = load_run(run, classes)
-    model = place(model, where)
     out = Path(out)
+    names = [(f"{stem}.png", f"{stem}_overlay.png") for stem in stems]
+    targets = [(out / name).resolve() for pair in names for name in pair]
+    for path in stems.values():
+        if path.resolve() in targets:
+            raise InputError(f"{path} would be overwritten by a result: choose another --out")
+    if len(set(targets)) < len(targets):
+        raise InputError("a result and an overlay would have one name: rename one of the pictures")
+    where = pick_device(device)
+    model, _ = load_run(run, classes, checkpoint)
+    model = place(model, where)
     out.mkdir(parents=True, exist_ok=True)
     colours = palette(len(classes))
     written = []
-    for stem, path in stems.items():
+    for path, (plain, coloured) in zip(stems.values(), names, strict=True):
         image = read_image(path, upright=True)
         ids = segment_image(model, image)
         figure = overlay(image, ids, list(classes), colours)
-        for picture, name in ((_png(ids), f"{stem}.png"), (to_png(figure), f"{stem}_overlay.png")):
+        for picture, name in ((_png(ids), plain), (to_png(figure), coloured)):
             temporary = out / f"{name}.part"
             temporary.write_bytes(picture)
             temporary.replace(out / name)

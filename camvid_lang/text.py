@@ -128,6 +128,7 @@ class CLIPText:
         self.label = f"{name} text tower"
         self.cache = (cache or cache_folder()) / "text"
         self._identity: str | None = None
+        self._clip: open_clip.CLIP | None = None
 
     def encode(self, phrases: Sequence[str]) -> Tensor:
         """n phrases -> (n, C) float32, rows of length one.
@@ -144,7 +145,8 @@ class CLIPText:
         return torch.from_numpy(np.stack([found[phrase] for phrase in phrases]))
 
     def _compute(self, phrases: list[str]) -> np.ndarray:
-        clip = load_clip(self.name, self.weights)
+        # Kept: whoever asks for one new phrase soon asks for another.
+        clip = self._clip = self._clip or load_clip(self.name, self.weights)
         tokens = tokenise(phrases, open_clip.get_tokenizer(self.name), clip.context_length)
         with torch.no_grad():
             batches = [clip.encode_text(batch, normalize=True) for batch in tokens.split(64)]

@@ -52,7 +52,7 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the state after the last step was saved.
     """
     learner = Learner(model, experiment, device)
-    tally = learner.go_on(checkpoints, len(frames))
+    tally = learner.go_on(checkpoints, frames.names)
     history, steps = learner.history, number_of_batches(len(frames), experiment.batch_size)
     done = len(history) * steps + (tally.steps if tally else 0)
     if done:

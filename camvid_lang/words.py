@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
-from camvid_lang.assembly import text_source
-from camvid_lang.devices import mixed_precision, pick_device, place
+from camvid_lang.assembly import text_source, trained_phrases
+from camvid_lang.devices import autocast, pick_device, place
 from camvid_lang.errors import InputError
 from camvid_lang.models import LanguageModel
 from camvid_lang.runs import load_run
@@ -48,7 +47,8 @@ class Words:
         device: `auto`, `cpu` or `cuda`.
 
     Attributes:
-        classes: the run's own class names.
+        classes: {name: [phrase, ...]} of the run's own 11 classes.
+        temperature: what the run's loss divided cosines by.
 
     Raises:
         InputError: no finished run, or one without language (swiftnet).
@@ -63,8 +63,9 @@ class Words:
                 "choose one of frozen-*, full-* or adapter-*"
             )
         self.model = place(model, self.device)
+        self.temperature = model.temperature
         self.source = text_source(self.experiment)
-        self.classes = tuple(class_phrases(self.experiment.text_set))
+        self.classes = trained_phrases(self.experiment)
 
     @torch.inference_mode()
     def cosines(self, image: np.ndarray, phrases: dict[str, Sequence[str]]) -> np.ndarray:
@@ -82,14 +83,13 @@ class Words:
         """
         text = embed_classes(class_phrases(dict(phrases)), self.source).to(self.device)
         tensor = torch.from_numpy(shrink(image)).permute(2, 0, 1)[None].to(self.device)
-        precision = mixed_precision(self.device)
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+        with autocast(self.device):
             return self.model(tensor, text)[0].float().cpu().numpy()
 
-    def likeness(self, one: str, other: str) -> float:
-        """Cosine of two phrases' text embeddings."""
-        both = embed_classes({"one": [one], "other": [other]}, self.source)
-        return float(F.cosine_similarity(both[0], both[1], dim=0))
+    def similarity(self, phrases: Sequence[str]) -> np.ndarray:
+        """Cosines (n, 11) of phrases with the run's own classes, by their text embeddings."""
+        classes = embed_classes(self.classes, self.source)
+        return (self.source.encode(phrases) @ classes.T).numpy()
 
 
 def shrink(image: np.ndarray) -> np.ndarray:

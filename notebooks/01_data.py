@@ -23,8 +23,12 @@ RESUME = True  # @param {type: "boolean"}
 # `PROFILE` is `thesis` on a machine with a GPU and `cpu` elsewhere, unless you choose. `DATA` is
 # `camvid` (downloaded once, every picture compared with a checksum), `scenes` (road scenes drawn on
 # the spot, for a machine without network) or a folder of your own. `DRIVE` mounts Google Drive and
-# mirrors finished work to it; the data themselves always lie on the local disk, since reading
-# thousands of small files from Drive stalls.
+# mirrors finished work to it (all runs of the thesis take about 9 GB of its 15); the data
+# themselves always lie on the local disk, since reading thousands of small files from Drive stalls.
+#
+# `RESUME` on: a run goes on where it stopped, or is read back if it is finished. Off: every run that
+# a notebook trains is deleted first, also on Drive, and starts over; turn it on again before you
+# leave. Here and in 05 and 06 nothing is trained, and it changes nothing.
 
 # %%
 from camvid_lang.notebook import start
@@ -51,6 +55,7 @@ print(verify(session.data).summary())
 #
 # ## Frames beside their labels (figure 4.1)
 #
+# These are frames of the data set that you chose above; with `scenes` they are drawings, not CamVid.
 # A label is a picture too: each pixel holds the id of its class, 0 to 10, and 11 for void. Void
 # marks what nobody could or would name, and it counts nowhere: not in the loss, not in a score.
 
@@ -66,7 +71,8 @@ frames_and_labels(train.images[chosen], train.labels[chosen], [train.names[i] fo
 #
 # Poles fill about a hundredth of CamVid's pixels: a model that never says "pole" loses next to no
 # accuracy by it. This is why the score that counts is averaged over classes, not over pixels. In
-# CamVid the splits differ too: *val* is a single clip, and holds seven times the share of bicyclists.
+# the real CamVid the splits differ too: *val* is a single clip, and the share of bicyclists in it is
+# more than seven times that of *train*.
 
 # %%
 from camvid_lang.figures import class_frequencies
@@ -111,7 +117,9 @@ Markdown("\n".join(f"* **{name}**: {phrases[0]}" for name, phrases in descriptio
 # Each cell is the cosine of two classes' text vectors. Where two classes are nearly alike as texts,
 # a pixel of the one lies near the other too, and a model has little room to tell them apart. With
 # the real CLIP, the thesis found descriptions less alike than names. The tiny CLIP of the profiles
-# `cpu` and `smoke` knows little beyond these 11 classes, and need not agree.
+# `cpu` and `smoke` knows little beyond these 11 classes and maps a name and its description to almost
+# the same vector, so there the two rows of each table hardly differ: only the real CLIP can answer
+# which of them works better.
 
 # %%
 from camvid_lang.figures import similarity_matrices

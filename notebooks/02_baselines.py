@@ -21,7 +21,7 @@ RESUME = True  # @param {type: "boolean"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
-# The choices are those of notebook 01. `SETTINGS` replaces single settings of what is trained, as in
+# The choices are explained in notebook 01. `SETTINGS` replaces single settings of what is trained, as in
 # `epochs=60`.
 
 # %%
@@ -37,7 +37,7 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # vector of the picture. **Leave out the averaging**, apply LayerNorm and matrix at every place, and
 # there is a vector for every place, in the same space as the texts.
 #
-# Enlarged bilinearly by 32, the map gives every pixel $p$ a vector $u_p$. Its class is the one whose
+# Enlarged bilinearly by 32 (the drawing shows the thesis's sizes), the map gives every pixel $p$ a vector $u_p$. Its class is the one whose
 # text vector $t_k$ has the largest cosine:
 #
 # $$ \hat{k}_p = \arg\max_k \; \frac{u_p \cdot t_k}{\lVert u_p \rVert \, \lVert t_k \rVert} $$
@@ -59,27 +59,36 @@ for name in ("bilinear-names", "bilinear-descriptions"):
 session.tables("7.1")
 
 # %% [markdown]
-# One vector for 32x32 pixels cannot follow a pole or a kerb, and averaging is how CLIP was trained:
-# its single places were never asked to be right by themselves. Still, this is far above guessing.
-#
+# One vector for 32x32 pixels cannot follow a pole or a kerb, and CLIP was trained on the average
+# only, so no single place ever had to be right. What guessing each pixel's class at random would
+# score on the same frames:
+
+# %%
+from camvid_lang.evaluation import chance_scores
+
+print(f"chance: mIoU {chance_scores(session.frames('test'))['miou']:.2f} %")
+
+# %% [markdown]
 # ## Two learned layers
 #
-# The adapter puts two 1x1 convolutions with ReLUs behind the map; CLIP itself stays as it is. It
-# learns by **cross-entropy on cosines**. With the temperature $\tau = 0.01$ the probability of class
+# The adapter puts two 1x1 convolutions, each followed by a ReLU, behind the map, after the idea of
+# CLIP-Adapter and as the thesis words it; CLIP itself stays as it is. It learns by **cross-entropy on cosines**. With the temperature $\tau = 0.01$ the probability of class
 # $k$ at pixel $p$ and the loss are
 #
 # $$ P_p(k) = \frac{e^{\cos(u_p, t_k) / \tau}}{\sum_j e^{\cos(u_p, t_j) / \tau}}, \qquad
 # L = -\frac{1}{|V|} \sum_{p \in V} \log P_p(k_p), $$
 #
 # where $V$ are the pixels that are not void. Cosines lie between -1 and 1, so without the division
-# by a small $\tau$ the softmax could never be sure of anything.
+# by a small $\tau$ the softmax could never be sure of anything. ($e^{x}$ is the exponential function
+# here; in notebook 03 $e$ counts epochs.)
 
 # %%
 architecture("adapter")
 
 # %% [markdown]
-# `session.run` goes on where an earlier run stopped, or reads back what is finished. Stop the kernel
-# in the middle and run this cell again: you will see it go on.
+# `session.run` goes on where an earlier run stopped, or reads back what is finished. Interrupt this
+# cell in the middle (the stop button) and run it again: you will see it go on. After a restart of
+# the kernel, or tomorrow, *Run all* does the same.
 
 # %%
 for name in ("adapter-names", "adapter-descriptions"):
@@ -100,5 +109,6 @@ shown = read_figures(session.folder("adapter-names") / "figures.npz")
 predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.names[:2])
 
 # %% [markdown]
-# The places are right and the outlines are not: what is missing is resolution. That is what the
-# upsampler of **03 frozen training** adds.
+# The last column is grey where the prediction is right, vermilion where it is wrong, black where
+# nothing counts. Large regions are found roughly; outlines and small things are not: what is missing
+# is resolution. That is what the upsampler of **03 frozen training** adds.

@@ -20,6 +20,9 @@ DRIVE = False  # @param {type: "boolean"}
 RESUME = True  # @param {type: "boolean"}
 SETTINGS = ""  # @param {type: "string"}
 
+# %% [markdown]
+# The choices are explained in notebook 01.
+
 # %%
 from camvid_lang.notebook import start
 
@@ -30,7 +33,7 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 #
 # CLIP knows far more words than CamVid has classes, because of the pictures it has seen. Training
 # its layers on 468 frames of one town buys accuracy on the 11 classes and may cost some of that
-# knowledge; notebook 06 lets you see for yourself. To move gently, the encoder's learning rate is
+# knowledge; in notebook 06 you can ask both kinds of run the same words. To move gently, the encoder's learning rate is
 # $10^{-4}$, against $4 \cdot 10^{-4}$ for the new layers, and its weight decay a quarter of theirs.
 #
 # The pyramid's width is the other choice of the thesis: 640 channels for each level, or 160
@@ -50,9 +53,10 @@ session.tables("7.5")
 # %% [markdown]
 # ## SwiftNet: the same ladder without language
 #
-# SwiftNet single-scale (Oršić and Šegvić) has a ResNet-18 that learned on ImageNet, the same pyramid
-# and ladder with 128 channels, and a last layer with one output per class. Its answers are ids: it
-# cannot be asked for "vehicle" when it learned "car".
+# SwiftNet single-scale (Oršić and Šegvić) has a ResNet-18, which in the thesis had learned on ImageNet
+# (under `cpu` and `smoke` it starts from random weights, unless SETTINGS name a file of weights), the
+# same pyramid and ladder with 128 channels, and a last layer with one output per class. Its answers
+# are ids: it cannot be asked for "vehicle" when it learned "car". The drawing shows the thesis's sizes.
 
 # %%
 from camvid_lang.drawings import architecture

@@ -17,6 +17,12 @@ PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RESUME = True  # @param {type: "boolean"}
+RUN = "auto"  # @param ["auto", "frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names"] {allow-input: true}
+
+# %% [markdown]
+# `RUN` is the finished run that is asked; `auto` takes `frozen-names` if it is there, whose CLIP kept
+# all it knew, else the best by mIoU. Try a `full-*` run too: its CLIP has learned CamVid, and may have
+# forgotten other things. The other choices are explained in notebook 01.
 
 # %%
 from camvid_lang.notebook import start
@@ -26,24 +32,26 @@ session = start(PROFILE, DATA, DRIVE, RESUME)
 # %% [markdown]
 # ## A run that knows language
 #
-# The best finished one is taken. `words` holds its model, loaded once.
+# `words` holds its model, loaded once.
 
 # %%
 from camvid_lang.words import Words
 
-name = session.any_language_run()
+name = session.language_run(RUN)
 words = Words(session.folder(name))
 print(f"asking {name}")
 
 # %% [markdown]
 # ## Why new words can work
 #
-# The model learned to give a pixel of a car a vector near the text vector of "car". If "vehicle" lies
-# near "car" among the texts, then it lies near those pixels too. So first ask how near it lies.
+# The model learned to give a pixel of a car a vector near the text vector of the class "car": of its
+# name, or of its description, whichever the run was trained with. If "vehicle" lies near that among
+# the texts, then it lies near those pixels too. So first ask how near it lies.
 #
 # What the numbers say depends on the text network. That of the profile `thesis` has read hundreds of
 # millions of captions. The tiny CLIP of `cpu` and `smoke` has read some about drawn scenes, in which
-# a car is at times called a vehicle or a lorry: it shows how this works, not what CLIP knows.
+# a car is at times called a vehicle or a lorry, so to it these words are not new at all: it shows how
+# this works, not what CLIP knows.
 
 # %%
 from IPython.display import Markdown
@@ -56,9 +64,9 @@ Markdown(similar(words, NEW))
 # %% [markdown]
 # ## One picture, new words
 #
-# Every pixel takes the phrase with the largest cosine. The heat maps show the cosines themselves,
-# all on one scale: a phrase that fits nowhere stays dark. There is no "none of these" in an argmax,
-# so add words for whatever else is to be seen.
+# Every pixel takes the phrase with the largest cosine. The heat maps show each phrase's probability
+# among those given, by the softmax of notebook 02: bright where it fits better than all the others.
+# They cannot say "none of these", so add words for whatever else is to be seen.
 
 # %%
 from IPython.display import display

@@ -105,6 +105,47 @@ def test_a_finished_run_of_other_phrases_is_not_read_back(finished, tmp_path, ca
     assert smoke(*chosen) == 0
 
 
+def test_a_text_set_is_matched_to_the_labels_by_name_not_by_place(finished, tmp_path, capsys):
+    for file, names in (("given", CLASSES), ("sorted", sorted(CLASSES))):
+        (tmp_path / f"{file}.json").write_text(json.dumps({name: name for name in names}))
+        chosen = ("--set", f"text_set={tmp_path / file}.json")
+        assert smoke("bilinear-names", finished / "data", tmp_path / file, *chosen) == 0
+    given, by_letter = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("given", "sorted")
+    )
+    assert by_letter["iou"] == given["iou"]
+    assert list(by_letter["phrases"]) == list(CLASSES)
+    capsys.readouterr()
+    for wrong in ({"car": "car", "lorry": "lorry"}, ["car", "tree"]):
+        (tmp_path / "few.json").write_text(json.dumps(wrong))
+        chosen = ("--set", f"text_set={tmp_path / 'few.json'}")
+        assert smoke("adapter-names", finished / "data", tmp_path / "few", *chosen) == 1
+        told = one_line_error(capsys)
+        assert "few.json" in told
+        assert "lacks 'sky'" in told
+
+
+def test_segment_never_overwrites_a_picture(finished, tmp_path, capsys):
+    frame = next((finished / "data" / "test").iterdir())
+    for name in ("street.png", "a.png", "a_overlay.png"):
+        (tmp_path / name).write_bytes(frame.read_bytes())
+    arguments = ["--classes", "car, tree", "--run", str(finished / "run")]
+    assert main(["segment", str(tmp_path / "street.png"), *arguments, "--out", str(tmp_path)]) == 1
+    assert "would be overwritten" in one_line_error(capsys)
+    assert (tmp_path / "street.png").read_bytes() == frame.read_bytes()
+    two = [str(tmp_path / "a.png"), str(tmp_path / "a_overlay.png")]
+    assert main(["segment", *two, *arguments, "--out", str(tmp_path / "o")]) == 1
+    assert "one name" in one_line_error(capsys)
+    assert not (tmp_path / "o").exists()
+
+
+def test_segment_by_the_best_checkpoint(finished, tmp_path):
+    frame = next((finished / "data" / "test").iterdir())
+    arguments = ["--classes", "car, tree", "--run", str(finished / "run"), "--checkpoint", "best"]
+    assert main(["segment", str(frame), *arguments, "--out", str(tmp_path / "o")]) == 0
+    assert len(list((tmp_path / "o").iterdir())) == 2
+
+
 def test_segment_with_any_words(finished, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "street.png")
@@ -193,6 +234,7 @@ def test_bad_data_is_one_line_and_exit_1(damage, tiny_dataset, tmp_path, capsys)
         (["frozen-names", "--weights", "absent.safetensors"], "absent.safetensors"),
         (["frozen-names", "--text-bank", "absent.npz"], "absent.npz"),
         (["frozen-names", "--device", "tpu9"], "tpu9"),
+        (["frozen-names", "--device", "meta"], "meta"),
         (["frozen-names", "--set", "text_set=absent.json"], "absent.json"),
     ],
 )

@@ -1,12 +1,15 @@
 """What the notebooks share, without a kernel: results here and on Drive, and live curves."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
+from camvid_lang.errors import InputError
 from camvid_lang.experiments import THESIS_ROWS
 from camvid_lang.live import LiveCurves
-from camvid_lang.notebook import Session
+from camvid_lang.session import Session
 
 
 @pytest.fixture
@@ -41,7 +44,21 @@ def test_results_are_read_where_they_lie_and_no_weights_are_fetched(session):
         "swiftnet": 50.0,
     }
     assert [path.name for path in session.runs.iterdir()] == ["frozen-names"]
-    assert session.any_language_run() == "adapter-names"  # swiftnet knows no words
+    assert session.language_run() == "frozen-names"  # not the best, but CLIP kept its words
+    assert session.language_run("adapter-names") == "adapter-names"
+    with pytest.raises(InputError, match="RUN 'swiftnet' is no finished run"):  # knows no words
+        session.language_run("swiftnet")
+    with pytest.raises(InputError, match="full-descriptions is not finished"):
+        session.folder("full-descriptions")
+
+
+def test_runs_of_another_profile_are_told(session):
+    assert session.elsewhere() == ""
+    on_drive = replace(session, drive=session.drive / "scenes-smoke")
+    finish(on_drive.drive.parent / "scenes-thesis", "frozen-names", 60.0)
+    assert on_drive.elsewhere() == (
+        "1 finished run(s) under profile thesis: choose PROFILE = 'thesis'"
+    )
 
 
 def test_what_is_missing_is_told_with_its_notebook(session):
@@ -61,14 +78,27 @@ def test_what_is_missing_is_told_with_its_notebook(session):
 
 
 def test_figures_on_drawn_scenes_are_not_set_against_the_thesis(session, tmp_path):
+    scores = {"accuracy": 60.0, "mean_accuracy": 30.0}
+    data = {"name": "scenes", "test_frames": 60, "train_frames": 200, "complete": True}
+    finish(session.runs, "bilinear-names", 23.0, data=data, **scores)
     assert session.published_iou() == {}
-    finish(session.runs, "bilinear-names", 23.0, accuracy=60.0, mean_accuracy=30.0)
     shown = session.tables("7.1").data
-    assert "drawn scenes, not CamVid" in shown
-    assert "difference" not in shown
-    own = Session("thesis", tmp_path, session.runs, None, True, {}, drawn=False)
+    assert "60 test frames of drawn road scenes" in shown
+    assert "These are not CamVid figures" in shown
+    assert "(difference)" not in shown
+    own = replace(session, runs=tmp_path / "own", drive=None, drawn=False)
+    data = {"name": "CamVid", "test_frames": 233, "train_frames": 468, "complete": True}
+    encoder = {"name": "camvid-tiny", "weights": "camvid-tiny.safetensors", "text": "camvid-tiny"}
+    finish(own.runs, "bilinear-names", 23.0, data=data, encoder=encoder, **scores)
     assert own.published_iou()["frozen-names"]["sky"] == 89.70
-    assert "difference" in own.tables("7.1").data
+    shown = own.tables("7.1").data
+    assert "(difference)" in shown
+    assert "The thesis's numbers are for another encoder" in shown
+    data["complete"] = False  # eight frames of CamVid are not CamVid
+    shutil.rmtree(own.runs)
+    finish(own.runs, "bilinear-names", 23.0, data=data, encoder=encoder, **scores)
+    assert "measured on a part of CamVid" in own.tables("7.1").data
+    assert own.published_iou() == {}
 
 
 def test_curves_are_drawn_in_one_place_and_not_too_often(monkeypatch):

@@ -209,6 +209,7 @@ def test_the_page_needs_nothing_from_outside(full_page):
 def test_the_page_has_every_part(full_page):
     headings = re.findall(r"<h2>(.*?)</h2>", full_page.source)
     assert headings == [
+        "Approaches",
         "Tables",
         "Classes",
         "Frames",
@@ -251,8 +252,9 @@ def test_the_page_stays_small_with_noisy_frames(tmp_path):
 
 
 def test_other_data_and_another_encoder_are_told_at_the_top(full_page):
-    head = full_page.text[: full_page.text.index("Semantic segmentation gives every pixel")]
-    assert "Measured on 233 test frames of scenes, 480 × 360 pixels" in head
+    head = full_page.text[: full_page.text.index("CLIP's coarse map")]  # the approaches
+    assert head.index("Semantic segmentation gives every pixel") < head.index("Measured on")
+    assert "Measured on 233 test frames of drawn road scenes, 480 × 360 pixels" in head
     assert "with the encoder camvid-tiny" in head
     assert "These are not CamVid figures" in head
     assert "The thesis's numbers are for another encoder" in head

@@ -123,4 +123,15 @@ def test_only_what_is_missing_is_installed_and_torch_and_numpy_are_kept(setup):
     kept = re.search(r"^KEPT (.*)$", told, re.MULTILINE)[1]
     for name in ("torch", "numpy"):
         assert f"{name}=={version(name)}" in kept
+        assert f" {name}>=" not in f" {asked}"
     assert [path.name for path in setup.content.iterdir()] == ["camvid_lang"]  # nothing left over
+
+
+def test_a_kernel_without_torch_gets_it(setup):
+    package(setup.content)
+    code, told = setup(absent=("torch", "open_clip"))
+    assert code == 0
+    assert "torch>=" in re.search(r"^PIP (.*)$", told, re.MULTILINE)[1]
+    kept = re.search(r"^KEPT (.*)$", told, re.MULTILINE)[1]
+    assert "torch==" not in kept
+    assert f"numpy=={version('numpy')}" in kept

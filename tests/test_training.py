@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from camvid_lang import learner
 from camvid_lang.assembly import build_model
 from camvid_lang.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from camvid_lang.data import load
@@ -53,6 +54,29 @@ def test_interrupted_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_pa
     assert [h["loss"] for h in resumed] == [h["loss"] for h in history]
     for key, value in whole.state_dict().items():
         assert value.equal(parts.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float16])
+def test_training_goes_on_on_a_card_of_another_precision(
+    first, tiny_dataset, tmp_path, monkeypatch, capsys
+):
+    """A T4 trains with a gradient scaler, newer cards and CPUs without."""
+
+    class Scaler(torch.amp.GradScaler):  # enabled on a CPU as it is on CUDA
+        def __init__(self, device, enabled):
+            super().__init__("cpu", enabled=enabled)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
+    entry = experiment("adapter-names")
+    other = torch.float16 if first == torch.float32 else torch.float32
+    monkeypatch.setattr(learner, "mixed_precision", lambda _: first)
+    with pytest.raises(Interrupted):
+        learn(entry, tiny_dataset, tmp_path, stop_after=1)
+    assert bool(newest(tmp_path)["scaler"]) == (first == torch.float16)
+    monkeypatch.setattr(learner, "mixed_precision", lambda _: other)
+    assert len(learn(entry, tiny_dataset, tmp_path)[1]) == 3
+    assert bool(newest(tmp_path)["scaler"]) == (other == torch.float16)
+    assert "another precision" in capsys.readouterr().out
 
 
 def test_loss_falls_and_history_tells_each_epoch(tiny_dataset, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import write_dataset
 
+from camvid_lang import text
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
 from camvid_lang.runs import load_run, run
@@ -31,7 +32,7 @@ def words(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "classes"),
+    ("typed", "classes"),
     [
         ("road, shop window", {"road": ["road"], "shop window": ["shop window"]}),
         ("road\n car | lorry ,, ", {"road": ["road"], "car / lorry": ["car", "lorry"]}),
@@ -39,14 +40,14 @@ def words(folder):
         ("|car|, |", {"car": ["car"]}),
     ],
 )
-def test_phrases_are_read_as_typed(text, classes):
-    assert read_phrases(text) == {name: phrases for name, phrases in classes.items() if phrases}
+def test_phrases_are_read_as_typed(typed, classes):
+    assert read_phrases(typed) == {name: phrases for name, phrases in classes.items() if phrases}
 
 
-@pytest.mark.parametrize("text", ["", " , \n,", "   "])
-def test_no_phrase_is_told_with_an_example(text):
+@pytest.mark.parametrize("typed", ["", " , \n,", "   "])
+def test_no_phrase_is_told_with_an_example(typed):
     with pytest.raises(InputError, match="no phrase given: write some, as in: road"):
-        read_phrases(text)
+        read_phrases(typed)
 
 
 @pytest.mark.parametrize(
@@ -80,22 +81,37 @@ def test_several_phrases_of_a_class_are_averaged(words):
     both = words.cosines(PICTURE, {"car / lorry": ["car", "lorry"]})[0]
     car, lorry = words.cosines(PICTURE, {"car": ["car"], "lorry": ["lorry"]})
     # A unit mean of two unit vectors: the sum of their cosines, up to one positive factor.
-    factor = 1 / np.sqrt(2 + 2 * words.likeness("car", "lorry"))
+    with torch.inference_mode():
+        one, other = words.source.encode(["car", "lorry"])
+    factor = 1 / np.sqrt(2 + 2 * float(one @ other))
     np.testing.assert_allclose(both, factor * (car + lorry), atol=1e-5)
 
 
-def test_likeness_is_a_cosine(words):
-    assert words.likeness("car", "car") == pytest.approx(1)
-    assert words.likeness("car", "tree") == pytest.approx(words.likeness("tree", "car"))
-    assert words.likeness("car", "tree") < 0.999
-    assert words.classes[0] == "sky"
-    assert len(words.classes) == 11
+def test_similarity_is_the_cosine_with_the_classes(words):
+    found = words.similarity(["car", "tree"])
+    assert found.shape == (2, 11)
+    names = list(words.classes)
+    assert names[0] == "sky"
+    assert found[0, names.index("car")] == pytest.approx(1)
+    assert found[0, names.index("tree")] == pytest.approx(found[1, names.index("car")])
+    assert found[0, names.index("tree")] < 0.999
+
+
+def test_the_text_tower_is_loaded_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAMVID_LANG_CACHE", str(tmp_path))
+    words, loads = Words(folder / "frozen-names", "cpu"), []
+    load = text.load_clip
+    monkeypatch.setattr(text, "load_clip", lambda *a: loads.append(a) or load(*a))
+    words.similarity(["van", "lorry"])
+    words.cosines(PICTURE, {"shop": ["shop"]})
+    words.cosines(PICTURE, {"kerb": ["kerb"]})
+    assert len(loads) == 1
 
 
 def test_an_answer_takes_a_second_or_two(words):
     big = np.random.default_rng(1).integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
     phrases = read_phrases("road, vehicle, tree, building, sky, person, shop window, lorry")
-    words.cosines(big, phrases)  # embeds the phrases, once
+    words.cosines(PICTURE, read_phrases("bus"))  # loads the text tower, once
     started = time.perf_counter()
     words.cosines(big, phrases)
     assert time.perf_counter() - started < 5  # under 1 s where nothing else runs
