@@ -25,6 +25,7 @@ __all__ = [
     "Experiment",
     "configure",
     "learning_rate_factor",
+    "restore",
 ]
 
 PROFILES = ("thesis", "cpu", "smoke")
@@ -184,6 +185,21 @@ def configure(
     if "encoder" in given and "weights" not in given:
         changes["weights"] = ""  # the other encoder's weights would not fit
     return _checked(replace(entry, **changes))
+
+
+def restore(settings: Mapping[str, object]) -> Experiment:
+    """Inverse of `Experiment.settings`, for settings that were read from a file.
+
+    Raises:
+        InputError: keys of another version, or a value that does not fit.
+    """
+    kinds = {field.name: field.type for field in fields(Experiment)}
+    if odd := sorted(map(str, kinds.keys() ^ settings.keys())):
+        raise InputError(f"settings of another version ({', '.join(odd)}): run it again")
+    values = {key: _convert(key, value, kinds[key]) for key, value in settings.items()}
+    if values["name"] not in EXPERIMENTS or values["model"] != EXPERIMENTS[values["name"]].model:
+        raise InputError(f"setting name={values['name']!r}: no such experiment")
+    return _checked(Experiment(**values))
 
 
 def _small(entry: Experiment, has_weights: bool, profile: str) -> dict:

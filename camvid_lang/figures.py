@@ -18,6 +18,7 @@ from camvid_lang.plotting import (
     colour_labels,
     hexadecimal,
     palette,
+    plain,
     to_png,
 )
 from camvid_lang.taxonomy import CLASSES
@@ -141,7 +142,7 @@ def class_bars(series, published=None, names=CLASSES, title="IoU of each class",
                 markersize=7,
                 label="thesis",
             )
-        axes.set_title(run, fontsize=FONT + 1)
+        axes.set_title(plain(run, 40), fontsize=FONT + 1)
         axes.set_yticks(range(len(names)), names, fontsize=FONT)
         axes.set(xlim=(0, 122), xticks=range(0, 101, 25), ylim=(len(names) - 0.4, -0.6))
         axes.tick_params(labelsize=FONT, labelbottom=True)
@@ -196,7 +197,7 @@ def curves(histories, title="Loss and mIoU while learning"):
                 linestyle=style,
                 marker=mark,
                 markersize=4,
-                label=run,
+                label=plain(run, 40),
             )
         axes.set_xlabel("epoch", fontsize=FONT)
         axes.set_ylabel(label, fontsize=FONT)

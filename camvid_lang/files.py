@@ -36,10 +36,15 @@ class _Hashing:
     def __init__(self, file: BinaryIO):
         self.file = file
         self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        self.file.write(data)
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
         return len(data)
 
     def flush(self) -> None:
@@ -69,7 +74,10 @@ def write_verified(
     try:
         with open(temporary, "wb") as file:
             hashing = _Hashing(file)
-            write(hashing)
+            try:
+                write(hashing)
+            except RuntimeError as error:  # torch.save's own, which hides that of a full disk
+                raise hashing.failure or error from None
             file.flush()
             os.fsync(file.fileno())
         digest = hashing.digest.hexdigest()

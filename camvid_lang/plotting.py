@@ -47,7 +47,7 @@ class Canvas(Figure):
     def __init__(self, title, width, height):
         """`title` goes on top; `width` and `height` in inches."""
         super().__init__(figsize=(width, height), dpi=100, layout="constrained")
-        self.suptitle(title, fontsize=FONT + 3, fontweight="bold")
+        self.suptitle(plain(title), fontsize=FONT + 3, fontweight="bold")
 
     def _repr_png_(self):
         return to_png(self)

@@ -232,7 +232,7 @@ def write_report(
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(page)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)

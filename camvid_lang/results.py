@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from camvid_lang.errors import InputError
+from camvid_lang.results_check import what_is_wrong
 
 __all__ = [
     "FigureData",
@@ -32,13 +33,13 @@ def read_results(path: str | Path) -> dict:
     path = Path(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        usable = isinstance(results["experiment"], str) and isinstance(results["settings"], dict)
+        wrong = what_is_wrong(results)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: the run is not finished") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no result of a run: delete it and run again") from error
-    if not usable:
-        raise InputError(f"{path} is no result of a run: delete it and run again")
+    if wrong:
+        raise InputError(f"{path} is no result of a run ({wrong}): delete it and run again")
     return results
 
 

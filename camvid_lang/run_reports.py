@@ -9,6 +9,7 @@ from camvid_lang.experiments import THESIS_ROWS
 from camvid_lang.report import write_report
 from camvid_lang.report_samples import Samples
 from camvid_lang.results import read_figures, read_results
+from camvid_lang.results_check import what_is_wrong
 
 __all__ = ["report_runs"]
 
@@ -66,6 +67,10 @@ def _chance(folder: Path) -> dict | None:
     """The chance row that a demo keeps beside its runs."""
     try:
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return found.get("chance")
-    except (OSError, ValueError, AttributeError):
+        chance = found.get("chance")
+        usable = isinstance(chance, dict) and not what_is_wrong(
+            {**chance, "experiment": "chance", "settings": {}}
+        )
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
+    return chance if usable else None

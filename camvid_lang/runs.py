@@ -8,7 +8,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from camvid_lang.data import DataReport, Frames, load, verify
 from camvid_lang.devices import pick_device, place, reuse_freed_memory
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import evaluate, predict
-from camvid_lang.experiments import THESIS_ROWS, Experiment
+from camvid_lang.experiments import THESIS_ROWS, Experiment, restore
 from camvid_lang.files import folder_lock
 from camvid_lang.mirror import CHECKPOINTS, RESULTS, Mirror
 from camvid_lang.models import Segmenter
@@ -269,11 +269,9 @@ def load_run(
     else:
         raise InputError(f"{folder} holds no run (no results.json and no checkpoints)")
     try:
-        experiment = Experiment(**settings)
-    except TypeError as error:
-        known = {field.name for field in fields(Experiment)}
-        odd = ", ".join(sorted(known ^ settings.keys()))
-        raise InputError(f"{folder}: settings of another version ({odd}): run it again") from error
+        experiment = restore(settings)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
     if classes and experiment.model == "swiftnet":
         raise InputError(f"{folder} is a run of swiftnet, which knows its 11 classes only")
     model = build_model(experiment, classes, pretrained=not experiment.train_encoder)

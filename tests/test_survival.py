@@ -203,6 +203,14 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "c.pt")["epoch"] == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_disk_that_fills_up_inside_torch_save_is_told_as_such(tmp_path):
+    (tmp_path / "last.pt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path / "last.pt", {**STATE, "model": {"w": torch.rand(300_000)}})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_on_a_full_disk_the_oldest_makes_room(tmp_path, monkeypatch):
     kept = Checkpoints(tmp_path)
     for step in (1, 2):

@@ -25,11 +25,13 @@ from camvid_lang.checkpoint import load_checkpoint, save_checkpoint
 from camvid_lang.cli import main
 from camvid_lang.data import read_image, read_label
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure
+from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
 from camvid_lang.manifest import read_manifest
 from camvid_lang.results import FigureData, read_figures, read_results, write_figures
+from camvid_lang.run_reports import report_runs
 from camvid_lang.runs import run
 from camvid_lang.segment import segment_files
+from camvid_lang.session import Session
 from camvid_lang.text import CLIPText, PhraseFile, class_phrases, embed_classes, parse_classes
 from camvid_lang.words import read_phrases
 
@@ -375,6 +377,100 @@ def test_any_json(value, tmp_path_factory):
     with refused("json"):
         phrases = class_phrases(str(path))
         assert all(isinstance(p, str) and p for group in phrases.values() for p in group)
+
+
+# What a hand or a script might leave in a results.json.
+odd = st.sampled_from(
+    [
+        *[None, True, -1, 2.5, 10**400, float("nan"), float("inf"), 1e300, "", "text", "\ud800"],
+        *[r"$\frac{$", "<script>", [], [1], [[]], {}, {"a": 1}, [{"epoch": 1}], "a\nb", "../.."],
+    ]
+)
+
+
+def places(value, path=()):
+    """The path of everything within a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, entry in inner if isinstance(value, (dict, list)) else ():
+        yield (*path, key)
+        yield from places(entry, (*path, key)) if isinstance(entry, (dict, list)) else ()
+
+
+def changed(results, path, value):
+    """A copy with another value at a path."""
+    copy = json.loads(json.dumps(results))
+    inner = copy
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return copy
+
+
+def shown_everywhere(folder):
+    """All that is made of a run's results."""
+    results = read_results(folder / "results.json")
+    with contextlib.suppress(InputError):
+        restore(results["settings"])
+    session = Session("smoke", folder, folder.parent, None, True, {}, False)
+    assert session.tables().data
+    assert report_runs([folder]).stat().st_size > 1000
+
+
+@pytest.mark.slow
+@fuzz(60)
+@given(data=st.data())
+def test_changed_results_are_shown_or_refused(data, finished, tmp_path_factory):
+    results = json.loads((finished / "results.json").read_text())
+    results["confusion"] = results["confusion"][:2]
+    path = data.draw(st.sampled_from(list(places(results))))
+    folder = tmp_path_factory.getbasetemp() / "changed" / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(changed(results, path, data.draw(odd)))
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    with refused("json"):
+        shown_everywhere(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("thesis", "iou"), 1.5),
+        (("thesis",), None),
+        (("history",), [1.0]),
+        (("history", 0, "loss"), [1]),
+        (("history", 0, "epoch"), "one"),
+        (("miou",), 10**400),
+        (("iou", "car"), "much"),
+        (("data", "size"), 4),
+        (("settings", "lr"), [1]),
+        (("versions", "torch"), "\ud800"),
+        (("confusion",), [[1], [1, 2]]),
+    ],
+)
+def test_results_that_no_run_writes_are_refused(path, value, finished, tmp_path):
+    results = json.loads((finished / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(changed(results, path, value)))
+    with pytest.raises(InputError, match=rf"no result of a run \({path[0]}\)"):
+        read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("encoder", [], "a text is expected"),
+        ("train_encoder", "yes", "true or false"),
+        ("text_bank", 1.5, "a text is expected"),
+        ("epochs", 1.5, "whole number"),
+        ("width", -1, "between"),
+        ("name", "nothing", "no such experiment"),
+        ("new", 1, "another version"),
+    ],
+)
+def test_settings_that_no_run_writes_are_refused(key, value, told):
+    entry = configure("frozen-names", "smoke")
+    assert restore(entry.settings()) == entry
+    with pytest.raises(InputError, match=told):
+        restore({**entry.settings(), key: value})
 
 
 @pytest.mark.parametrize(
