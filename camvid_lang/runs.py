@@ -123,7 +123,7 @@ def _finished(
         except InputError as error:
             if not keep_finished or results["experiment"] != experiment.name:
                 raise
-            print(f"note: {error}")
+            print(f"note: {str(error).rpartition(': ')[0]}; it is read back as it is")
         now = None
         with contextlib.suppress(InputError):  # a file of phrases that is gone is needed no more
             now = trained_phrases(experiment)

@@ -8,10 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import write_dataset
 from PIL import Image
 
 from camvid_lang.cli import main
-from camvid_lang.experiments import EXPERIMENTS
+from camvid_lang.errors import InputError
+from camvid_lang.experiments import EXPERIMENTS, configure
+from camvid_lang.runs import run
 from camvid_lang.taxonomy import CLASSES
 
 RESULT_KEYS = {
@@ -45,8 +48,6 @@ def one_line_error(capsys):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A data set and a finished smoke run of frozen-names on it."""
-    from conftest import write_dataset
-
     root = tmp_path_factory.mktemp("finished")
     write_dataset(root / "data")
     assert smoke("frozen-names", root / "data", root / "run") == 0
@@ -103,6 +104,21 @@ def test_a_finished_run_of_other_phrases_is_not_read_back(finished, tmp_path, ca
     assert "words.json" in one_line_error(capsys)
     words.unlink()  # of no use to a run that is finished
     assert smoke(*chosen) == 0
+
+
+def test_a_finished_run_is_not_shown_for_other_data(finished, tmp_path, capsys):
+    other = write_dataset(tmp_path / "data", train=7)
+    assert smoke("frozen-names", other, finished / "run") == 1
+    assert "was measured on other data" in one_line_error(capsys)
+
+
+def test_a_notebook_reads_a_finished_run_of_other_settings_back(finished, capsys):
+    entry = configure("frozen-names", "smoke", {"batch_size": 2})
+    place = (finished / "data", finished / "run", "cpu")
+    with pytest.raises(InputError, match="batch_size was 4, now 2"):
+        run(entry, *place)
+    assert run(entry, *place, keep_finished=True)["settings"]["batch_size"] == 4
+    assert "(batch_size was 4, now 2); it is read back as it is" in capsys.readouterr().out
 
 
 def test_a_text_set_is_matched_to_the_labels_by_name_not_by_place(finished, tmp_path, capsys):
