@@ -190,7 +190,7 @@ def _page(results, samples, similarities, thesis_rows, title, note):
             f"<title>{escape(title)}</title><style>{css}</style></head><body>",
             f"<header><h1>{escape(title)}</h1>",
             f'<p class="lead">{ASKS}</p>',
-            f'<p class="measured">{escape(provenance.measured_on(experiments))}</p>',
+            f'<p class="source">{escape(provenance.measured_on(experiments))}</p>',
             f'<p class="banner"><strong>{escape(warning)}</strong></p>' if warning else "",
             f"<p>{escape(remark)}</p>" if remark else "",
             f"<p>{escape(note)}</p>" if note else "",
