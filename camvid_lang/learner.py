@@ -219,12 +219,12 @@ class Learner:
         path, state = found
         refuse_changed_settings(path, state["settings"], self.experiment.settings())
         refuse_other_parts(path, state.get("given"), self.given)
-        if state.get("frames") != self.frames or len(state.get("order", ())) != len(names):
-            raise InputError(
-                f"checkpoint {path} was trained on other frames than the {len(names)} here: "
-                "give the same --data, or start afresh with --fresh"
-            )
         try:
+            if state["frames"] != self.frames or len(state["order"]) != len(names):
+                raise InputError(
+                    f"checkpoint {path} was trained on other frames ({len(state['order'])}; --data "
+                    f"has {len(names)}): give the same --data, or start afresh with --fresh"
+                )
             self.model.load_learned_state(state["model"])
             for name in ("optimizer", "schedule"):
                 getattr(self, name).load_state_dict(state[name])

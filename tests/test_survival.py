@@ -138,8 +138,18 @@ def test_random_states_come_back(tmp_path):
 
 def test_a_checkpoint_of_other_frames_is_refused(make_dataset, tmp_path):
     learn(experiment(), make_dataset("one"), tmp_path / "c")
-    with pytest.raises(InputError, match="8 frames, and now there are 9"):
+    with pytest.raises(InputError, match=r"other frames \(8; --data has 9"):
         learn(experiment(), make_dataset("two", train=7), tmp_path / "c")
+
+
+@pytest.mark.parametrize("harm", [{"order": 5}, {"order": None}, {"frames": 1.0}, {"random": 3}])
+def test_a_checkpoint_with_parts_of_other_kinds_is_refused(harm, tiny_dataset, tmp_path):
+    learn(experiment(), tiny_dataset, tmp_path)
+    kept = Checkpoints(tmp_path)
+    state = load_checkpoint(kept.files()[-1])
+    kept.save({**state, **harm}, 99)
+    with pytest.raises(InputError, match="start afresh with --fresh"):
+        learn(experiment(), tiny_dataset, tmp_path)
 
 
 # Checkpoints on the disk
