@@ -16,7 +16,7 @@ class _NotebookBar(tqdm):
         from IPython.display import display
 
         self._shown = display({"text/plain": ""}, raw=True, display_id=True)
-        super().__init__(*args, **{"ncols": 90, **options, "file": io.StringIO()})
+        super().__init__(*args, **{"ncols": 105, **options, "file": io.StringIO()})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         self._shown.update({"text/plain": str(self) if msg is None else msg}, raw=True)

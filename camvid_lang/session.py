@@ -185,5 +185,5 @@ def describe(experiment: Experiment) -> str:
     return (
         f"{told}, {'learning too' if experiment.train_encoder else 'frozen'}; "
         f"{experiment.epochs} epochs, batches of {experiment.batch_size} {crop}, "
-        f"learning rate {experiment.lr:g}"
+        f"lr {experiment.lr:g}"
     )
