@@ -12,6 +12,7 @@ import torch
 from camvid_lang.budget import largest_batch
 from camvid_lang.devices import mixed_precision, pick_device, short_name
 from camvid_lang.errors import InputError
+from camvid_lang.experiments import configure
 from camvid_lang.measuring import (
     STYLES,
     Case,
@@ -30,7 +31,12 @@ SWEEP_SIZES = ((224, 224), (360, 480), (720, 960))
 
 
 def bench(experiment: str, batch: int, device_name: str, budget: int | None) -> dict:
-    """All comparisons of one experiment on one device, as a dictionary that JSON can hold."""
+    """All comparisons of one experiment on one device, as a dictionary that JSON can hold.
+
+    Raises:
+        InputError: an unknown experiment or device.
+    """
+    configure(experiment)  # before minutes are spent
     device = pick_device(device_name)
     base = Case("head", "ours", experiment, batch, device=device.type)
     results: dict = {**describe(device), "experiment": experiment, "batch": batch}

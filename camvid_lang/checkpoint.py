@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def load_checkpoint(path: str | Path) -> dict:
     if not whole:
         raise InputError(damaged)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a crafted file; what is no tensor is refused anyway
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load answers a damaged file with almost any exception
         raise InputError(damaged) from error
     if not isinstance(state, dict) or not {"settings", "model", "epoch"} <= state.keys():

@@ -6,6 +6,7 @@ when it runs, so that `--help` answers at once.
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -128,6 +129,9 @@ def bench(args: argparse.Namespace) -> None:
 
     if args.sweep and args.figure:
         raise InputError("--figure draws one comparison, not a sweep: leave out one of the two")
+    for file in (args.json, args.figure):
+        if file and not Path(file).parent.is_dir():  # told before minutes are spent
+            raise InputError(f"{file}: there is no folder {Path(file).parent}")
     budget = benchmark.parse_bytes(args.budget) if args.budget else None
     if args.sweep:
         results = benchmark.sweep(args.device, budget or benchmark.parse_bytes("15GB"))
@@ -158,7 +162,7 @@ def terminated_like_interrupted() -> Iterator[None]:
         return
 
     def stop(number: int, _frame: object) -> None:
-        interruption = KeyboardInterrupt("terminated: the same command goes on from what was saved")
+        interruption = KeyboardInterrupt("terminated: what was saved is kept")
         interruption.signal = number
         raise interruption
 
@@ -171,6 +175,9 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know all letters of a path
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(arguments)
     args.command_line = shlex.join(["python", "-m", "camvid_lang", *arguments])
@@ -179,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ACTIONS[args.action](args)
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader (head, say) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -188,8 +195,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{Path(error.filename)}: " if isinstance(error.filename, str) else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        from camvid_lang.faults import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print(
+            "error: out of memory; smaller pictures, batches or settings need less", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt as interruption:
-        told = str(interruption) or "interrupted: the same command goes on from what was saved"
+        told = str(interruption) or "interrupted: what was saved is kept"
         print(told, file=sys.stderr)
         return 128 + getattr(interruption, "signal", signal.SIGINT)
     return 0

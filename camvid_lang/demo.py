@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from camvid_lang.data import load
+from camvid_lang.devices import pick_device
 from camvid_lang.evaluation import chance_scores
 from camvid_lang.experiments import THESIS_ROWS, configure
 from camvid_lang.results import write_json
@@ -31,11 +32,14 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool =
     """
     out = Path(out)
     data = out / "scenes"
+    entries = {
+        name: configure(name, "cpu", {**demo_settings(name), "seed": seed}) for name in THESIS_ROWS
+    }
+    pick_device(device)  # what is wrong is told before anything is drawn
     write_scenes(data, seed=seed)
     experiments = {}
-    for number, name in enumerate(THESIS_ROWS, start=1):
-        experiment = configure(name, "cpu", {**demo_settings(name), "seed": seed})
-        print(f"[{number}/{len(THESIS_ROWS)}] {name}", flush=True)
+    for number, (name, experiment) in enumerate(entries.items(), start=1):
+        print(f"[{number}/{len(entries)}] {name}", flush=True)
         experiments[name] = run(
             experiment, data, out / name, device, fresh, command="python -m camvid_lang demo"
         )

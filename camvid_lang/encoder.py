@@ -4,6 +4,7 @@ Both take RGB images and give four maps at strides 4, 8, 16 and 32, finest first
 """
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
             "print(open_clip.list_models())' lists those there are"
         )
     if weights == "random":
-        with _quiet_logging():
+        with _quiet():
             return open_clip.create_model(name, load_weights=False).eval()
     source = resolve_weights(name, weights)
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -67,10 +68,11 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
             f"weights '{source}' are neither a file nor {known}; give a file in open_clip's format"
         )
     try:
-        with _quiet_logging():
+        with _quiet():
             model = open_clip.create_model(name, pretrained=source, require_pretrained=True)
     except Exception as error:
         raise InputError(_why_not_loaded(name, source, source in tags, error)) from error
+    _refuse_not_finite(model, source)
     return model.eval()
 
 
@@ -106,6 +108,12 @@ def _why_not_loaded(name: str, source: str, is_tag: bool, error: Exception) -> s
     return f"weights file {source} does not fit open_clip's {name}: {_short(error)}"
 
 
+def _refuse_not_finite(model: nn.Module, source: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"weights {source}: {name} is not finite; fetch the file again")
+
+
 def _short(error: Exception) -> str:
     """The first words of an error, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -113,12 +121,14 @@ def _short(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_logging() -> Iterator[None]:
-    """open_clip logs what it then also raises; our users get one line."""
+def _quiet() -> Iterator[None]:
+    """open_clip logs what it then also raises, and torch warns of it; our users get one line."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(previous)
 
@@ -228,7 +238,7 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
     """
     if weights in ("", "random"):
         try:
-            with _quiet_logging():
+            with _quiet():
                 network = timm.create_model(RESNET18, pretrained=not weights)
         except Exception as error:
             raise InputError(
@@ -241,10 +251,12 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
             raise InputError(f"weights file {weights} does not exist")
         network = timm.create_model(RESNET18)
         try:
-            timm.models.load_checkpoint(network, str(weights), weights_only=True)
+            with _quiet():
+                timm.models.load_checkpoint(network, str(weights), weights_only=True)
         except Exception as error:
             raise InputError(
                 f"weights file {weights} is no ResNet-18 of timm: {_short(error)}"
             ) from error
+        _refuse_not_finite(network, weights)
     network.reset_classifier(0)
     return ResNetEncoder(network)

@@ -1,6 +1,8 @@
 """The one exception that means: the input is at fault, not the program."""
 
-__all__ = ["InputError"]
+import unicodedata
+
+__all__ = ["InputError", "is_printable"]
 
 
 class InputError(Exception):
@@ -9,3 +11,10 @@ class InputError(Exception):
     The command line prints the message and leaves with exit code 1; everything else that is
     raised is a defect and keeps its traceback.
     """
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text can be shown and written anywhere: no control characters, no line breaks, no
+    bytes of a file name that are no UTF-8. Spaces of all widths are let be: macOS writes them.
+    """
+    return all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)

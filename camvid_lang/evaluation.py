@@ -1,6 +1,7 @@
 """Predictions of models over frames, and scores of folders of predictions."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -93,16 +94,25 @@ def score_folders(predictions: str | Path, labels: str | Path) -> dict:
     found = []
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"folder {folder} does not exist")
-        files = {path.name: path for path in folder.glob("*.png") if not path.name.startswith(".")}
+            what = "is no folder" if folder.exists() else "does not exist"
+            raise InputError(f"folder {folder} {what}")
+        files = [
+            path
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() == ".png" and path.is_file() and not path.name.startswith(".")
+        ]
         if not files:
             raise InputError(f"folder {folder} holds no .png file: id maps are expected")
-        found.append(files)
+        found.append({path.stem: path for path in files})
+        if len(found[-1]) < len(files):
+            twice = next(a for a, b in pairwise(files) if a.stem == b.stem)
+            raise InputError(f"{twice}: another file of {folder} has the same name; keep one")
     for have, other, kind in ((0, 1, "label"), (1, 0, "prediction")):
         if alone := sorted(found[have].keys() - found[other].keys()):
+            named = ", ".join(found[have][stem].name for stem in alone[:5])
             raise InputError(
                 f"{len(alone)} file(s) of {folders[have]} have no {kind} in {folders[other]}: "
-                f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
+                f"{named}{', ...' if len(alone) > 5 else ''}"
             )
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:

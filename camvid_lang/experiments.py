@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from camvid_lang.encoder import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
-from camvid_lang.errors import InputError
+from camvid_lang.errors import InputError, is_printable
 from camvid_lang.taxonomy import CLASSES
 
 __all__ = [
@@ -258,6 +258,9 @@ def _checked(entry: Experiment) -> Experiment:
             continue
         if not low <= value <= high:  # also refuses NaN
             raise InputError(f"setting {key}={value}: it must lie between {low:g} and {high:g}")
+    for key, value in entry.settings().items():
+        if isinstance(value, str) and not is_printable(value):
+            raise InputError(f"setting {key}={value!a} cannot be printed: rename the file")
     for key in ("train_split", "test_split"):
         if getattr(entry, key) not in ("train", "val", "trainval", "test"):
             raise InputError(

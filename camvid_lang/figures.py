@@ -172,14 +172,9 @@ def curves(histories, title="Loss and mIoU while learning"):
     if not histories:
         raise InputError("curves: no run has a history; give at least one run that learned")
     wanted = [("loss", "cross-entropy loss"), ("miou", "mIoU on the crops learned from (%)")]
-    known = {
-        key
-        for entries in histories.values()
-        for entry in entries
-        for key in entry
-        if entry[key] is not None
-    }
-    wanted = [(key, label) for key, label in wanted if key in known]
+    entries = [entry for history in histories.values() for entry in history]
+    if all(entry.get("miou") is None for entry in entries):
+        wanted.pop()
     figure = Canvas(title, 1.0 + 4.3 * len(wanted), 4.2 + 0.25 * math.ceil(len(histories) / 3))
     panels = figure.subplots(1, len(wanted), squeeze=False)[0]
     for axes, (key, label) in zip(panels, wanted, strict=True):

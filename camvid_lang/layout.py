@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from camvid_lang.errors import InputError
+from camvid_lang.errors import InputError, is_printable
 from camvid_lang.manifest import FOLDERS, compare_with_release, read_card
 from camvid_lang.pictures import SUFFIXES, one_line, read_image, read_label, read_size
 
@@ -114,7 +114,9 @@ def _by_stem(root: Path, folder: str, suffixes: Sequence[str], problems: list[st
         suffix = path.suffix.lower()
         if entry.startswith(".") or suffix == ".part" or suffix not in SUFFIXES:
             continue
-        if suffix not in suffixes:
+        if not is_printable(entry):
+            problems.append(f"{folder}/{entry!a}: a name that cannot be printed; rename it")
+        elif suffix not in suffixes:
             other[path.stem] = entry
         elif path.stem in found:
             twin = found[path.stem].name
@@ -164,7 +166,8 @@ def survey(root: str | Path, folders: Iterable[str] = FOLDERS) -> Survey:
                 f"{folder}: {count} frames with labels where dataset.json tells of {declared}"
             )
     is_camvid, found.missing = compare_with_release(names)
-    found.name = card.get("name", "CamVid" if is_camvid else root.resolve().name)
+    name = card.get("name", "CamVid" if is_camvid else root.resolve().name)
+    found.name = "".join(c if is_printable(c) else "?" for c in one_line(name))
     if "size" in card:
         found.declared_size = (card["size"][0], card["size"][1])
     return found

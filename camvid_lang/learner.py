@@ -234,7 +234,9 @@ class Learner:
                 print(f"note: going on in another precision, {short_name(self.precision)}")
             set_random_states(state["random"], self.device)
             self.shuffle.set_state(state["random"]["shuffle"])
-            self.history, self.order = list(state["history"]), state["order"]
+            self.order = state["order"]
+            keys = ("epoch", "loss", "miou", "lr", "seconds")
+            self.history = [{key: entry[key] for key in keys} for entry in state["history"]]
             if state["part"] is None:
                 return None
             tally = Tally(self.device)

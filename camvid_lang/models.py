@@ -62,13 +62,15 @@ class Segmenter(nn.Module):
         """Inverse of `learned_state`.
 
         Raises:
-            RuntimeError: keys or shapes that do not match this model.
+            RuntimeError: keys or shapes that do not match this model, or values not finite.
         """
         own = self.state_dict()
         frozen = {k: v for k, v in own.items() if k.startswith("encoder.") and k not in state}
         if frozen and self.train_encoder:
             raise RuntimeError("the state lacks the encoder, which this model trains")
         self.load_state_dict({**frozen, **state})
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise RuntimeError("the state holds values that are not finite")
 
 
 class LanguageModel(Segmenter):

@@ -5,6 +5,7 @@ and the same code runs in a notebook, in a test and in a batch job.
 """
 
 import io
+import warnings
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -56,7 +57,9 @@ class Canvas(Figure):
 def to_png(figure, dpi=100):
     """The figure as the bytes of a PNG with `dpi` pixels to the inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    with warnings.catch_warnings():  # words in a script that no font here has are drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from camvid_lang.errors import InputError
 from camvid_lang.results_check import what_is_wrong
+from camvid_lang.taxonomy import VOID
 
 __all__ = [
     "FigureData",
@@ -91,7 +92,7 @@ def read_figures(path: str | Path) -> FigureData | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-        return FigureData(
+        found = FigureData(
             images=arrays["images"],
             labels=arrays["labels"],
             predictions=arrays["predictions"],
@@ -104,6 +105,25 @@ def read_figures(path: str | Path) -> FigureData | None:
         )
     except Exception:  # numpy answers a damaged archive with almost any exception
         return None
+    return found if _fits_together(found) else None
+
+
+def _fits_together(figures: FigureData) -> bool:
+    """Whether shapes and kinds are those of `FigureData`."""
+    images, labels, predictions = figures.images, figures.labels, figures.predictions
+    pictures = (len(figures.names), 3, *images.shape[2:])
+    maps = (pictures[0], *pictures[2:])
+    return (
+        images.ndim == 4
+        and (images.shape, labels.shape, predictions.shape) == (pictures, maps, maps)
+        and all(array.dtype == np.uint8 for array in (images, labels, predictions))
+        and max(labels.max(initial=0), predictions.max(initial=0)) <= VOID
+        and all(isinstance(name, str) for name in figures.names)
+        and all(
+            matrix.dtype.kind == "f" and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+            for matrix in figures.similarities.values()
+        )
+    )
 
 
 def versions() -> dict:

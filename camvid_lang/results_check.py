@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+from camvid_lang.errors import is_printable
+
 __all__ = ["what_is_wrong"]
 
 LARGEST = 1e12  # no number of a result comes near it
@@ -18,7 +20,7 @@ def _number(value: object) -> bool:
 
 
 def _text(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable()
+    return isinstance(value, str) and is_printable(value)
 
 
 def _plain(value: object) -> bool:

@@ -206,6 +206,8 @@ def _train_and_score(
 
 def fit_crop(experiment: Experiment, size: tuple[int, int] | None) -> Experiment:
     """The experiment with its crop cut down, and said so, where frames are smaller than it."""
+    if size is not None and min(size) < 32:
+        raise InputError(f"frames of {size[1]}x{size[0]}: the encoders need 32 pixels a side")
     if size is None or experiment.crop <= min(size) or not experiment.epochs:
         return experiment
     crop = max(32, min(size) // 32 * 32)
@@ -282,6 +284,8 @@ def load_run(
         path, state = saved
         try:
             model.load_learned_state(state["model"])
-        except RuntimeError as error:
-            raise InputError(f"checkpoint {path} does not fit {experiment.name}") from error
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"checkpoint {path} does not fit {experiment.name}: run it again with --fresh"
+            ) from error
     return model.eval(), experiment

@@ -81,6 +81,8 @@ def class_phrases(classes: str | Sequence[str] | Mapping[str, str | Sequence[str
         for phrase in (name, *phrases):
             if not isinstance(phrase, str) or not phrase.strip():
                 raise InputError(f"class {name!r} has a phrase that is empty or no text")
+            if phrase.encode(errors="ignore").decode() != phrase:
+                raise InputError(f"phrase {phrase!a} holds what is no UTF-8 character")
         name = name.strip()
         if name in result:
             raise InputError(f"class {name!r} is given twice: name each class once")
@@ -103,10 +105,20 @@ def parse_classes(text: str) -> dict:
 
 
 def embed_classes(classes: Mapping[str, Sequence[str]], source: TextSource) -> Tensor:
-    """Text matrix (K, C), float32, rows of length one, in the order of `classes`."""
+    """Text matrix (K, C), float32, rows of length one, in the order of `classes`.
+
+    Raises:
+        InputError: a class whose phrases point in opposite directions, so that nothing is left.
+    """
     phrases = [phrase for group in classes.values() for phrase in group]
     vectors = source.encode(phrases).split([len(group) for group in classes.values()])
-    return F.normalize(torch.stack([group.mean(dim=0) for group in vectors]), dim=1)
+    means = torch.stack([group.mean(dim=0) for group in vectors])
+    for name, length in zip(classes, means.norm(dim=1).tolist(), strict=True):
+        if not length > 1e-6:  # also refuses NaN
+            raise InputError(
+                f"class {name!r}: its phrases' vectors cancel or are not finite: change its phrases"
+            )
+    return F.normalize(means, dim=1)
 
 
 def cache_folder() -> Path:
@@ -229,8 +241,10 @@ class PhraseFile:
                 f"text bank {path}: 'phrases' must be n texts and 'embeddings' n x C numbers, "
                 f"not {phrases.shape} {phrases.dtype} and {vectors.shape} {vectors.dtype}"
             )
-        vectors = torch.from_numpy(vectors.astype(np.float32))
-        if not vectors.isfinite().all() or not vectors.norm(dim=1).all():
+        with np.errstate(over="ignore"):  # infinite then, which the next line refuses
+            vectors = torch.from_numpy(vectors.astype(np.float32))
+        lengths = vectors.norm(dim=1)
+        if not vectors.isfinite().all() or not lengths.isfinite().all() or lengths.min() < 1e-12:
             raise InputError(f"text bank {path} holds a vector that is zero or not finite")
         self._vectors = F.normalize(vectors, dim=1)
         self._rows: dict[str, list[int]] = {}

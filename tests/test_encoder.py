@@ -93,6 +93,14 @@ def test_weights_out_of_reach_are_told_in_one_line():
     assert "\n" not in str(e.value)
 
 
+def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
+    state = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    state["visual.head.proj.weight"][0, 0] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(InputError, match=r"nan\.safetensors: visual\.head\.proj\.weight is not"):
+        load_clip(TINY, str(tmp_path / "nan.safetensors"))
+
+
 def test_unfitting_weight_files_are_refused(tmp_path):
     rubbish = tmp_path / "rubbish.safetensors"
     rubbish.write_bytes(b"no weights")

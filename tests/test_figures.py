@@ -161,6 +161,7 @@ def test_curves_leave_out_what_did_not_learn_and_panels_without_values():
     assert miou.lines[0].get_xydata().tolist() == [[2, 40.0]]
     assert [line.get_label() for line in loss.lines] == ["a"]
     assert len(figures.curves({"a": HISTORY[:1]}).axes) == 1
+    assert figures.curves({"a": [{"epoch": 1}]}).axes[0].get_ylabel() == "cross-entropy loss"
     with pytest.raises(InputError, match="no run has a history"):
         figures.curves({"still": []})
 

@@ -1,6 +1,7 @@
 """Scores against an independent confusion matrix in numpy, and `score` on folders."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -122,6 +123,16 @@ def test_score_says_how_absent_classes_count(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "100.00 %" in out
     assert "in neither labels nor predictions" in out
+
+
+def test_score_counts_files_of_either_spelling_and_waits_for_no_pipe(tmp_path):
+    predictions, labels = folders(tmp_path, [(full(1), full(1)), (full(2), full(3))])
+    (tmp_path / "labels" / "1.png").rename(tmp_path / "labels" / "1.PNG")
+    os.mkfifo(tmp_path / "labels" / "2.png")
+    assert score_folders(predictions, labels)["accuracy"] == 50
+    Image.fromarray(full(1)).save(tmp_path / "labels" / "1.png")
+    with pytest.raises(InputError, match="has the same name; keep one"):
+        score_folders(predictions, labels)
 
 
 def test_score_refuses_what_does_not_match(tmp_path):

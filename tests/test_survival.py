@@ -142,11 +142,25 @@ def test_a_checkpoint_of_other_frames_is_refused(make_dataset, tmp_path):
         learn(experiment(), make_dataset("two", train=7), tmp_path / "c")
 
 
-@pytest.mark.parametrize("harm", [{"order": 5}, {"order": None}, {"frames": 1.0}, {"random": 3}])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"order": 5},
+        {"order": None},
+        {"frames": 1.0},
+        {"random": 3},
+        {"history": "x"},
+        {"history": torch.zeros(1)},
+        {"model": {1: 2}},
+        {"model": "not finite"},
+    ],
+)
 def test_a_checkpoint_with_parts_of_other_kinds_is_refused(harm, tiny_dataset, tmp_path):
     learn(experiment(), tiny_dataset, tmp_path)
     kept = Checkpoints(tmp_path)
     state = load_checkpoint(kept.files()[-1])
+    if harm == {"model": "not finite"}:
+        harm = {"model": {name: weights * torch.nan for name, weights in state["model"].items()}}
     kept.save({**state, **harm}, 99)
     with pytest.raises(InputError, match="start afresh with --fresh"):
         learn(experiment(), tiny_dataset, tmp_path)

@@ -5,10 +5,12 @@ random bytes never get past a file's first four.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import pickle
 import tarfile
+import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -35,12 +37,8 @@ from camvid_lang.session import Session
 from camvid_lang.text import CLIPText, PhraseFile, class_phrases, embed_classes, parse_classes
 from camvid_lang.words import read_phrases
 
-# Of the archives and pickles made here, not of the code that reads them.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Duplicate name"),
-    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
-    pytest.mark.filterwarnings("ignore:Glyph"),
-]
+# Of the archives made here, not of the code that reads them.
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 CASES: Counter[str] = Counter()
 LEAST = 2000
 
@@ -337,8 +335,12 @@ def test_code_in_a_checkpoint_is_not_run(kind, form, place, tmp_path):
         path.write_bytes(pickle.dumps(state))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(InputError, match=r"crafted\.pt"):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        pytest.raises(InputError, match=r"crafted\.pt"),
+    ):
         load_checkpoint(path)
+    assert not caught  # one line, and no warning beside it
     assert not touched.exists()
     CASES["checkpoint"] += 1
 
@@ -540,7 +542,68 @@ def test_damaged_banks_and_figures(steps, tmp_path_factory):
     assert read_figures(figures) is None or isinstance(read_figures(figures), FigureData)
 
 
+def test_figures_that_do_not_fit_together_are_left_out(tmp_path):
+    picture, matrix = np.zeros((2, 3, 4, 4), np.uint8), np.eye(11)
+    maps = picture[:, 0]
+    good = FigureData(picture, maps, maps, ("a", "b"), {"Names": matrix})
+    write_figures(tmp_path / "f.npz", good)
+    assert read_figures(tmp_path / "f.npz").names == ("a", "b")
+    for harm in (
+        {"images": picture[:1]},
+        {"images": picture.astype(complex)},
+        {"labels": maps[:, :3]},
+        {"labels": maps + 12},
+        {"predictions": picture},
+        {"names": ("a",)},
+        {"similarities": {"Names": np.float64(1)}},
+        {"similarities": {"Names": matrix[:3]}},
+    ):
+        write_figures(tmp_path / "f.npz", dataclasses.replace(good, **harm))
+        assert read_figures(tmp_path / "f.npz") is None
+
+
+def test_phrases_that_cancel_are_refused(tmp_path):
+    vectors = np.array([[1, 0], [-1, 0], [0, 1]], dtype=np.float32)
+    np.savez(tmp_path / "bank.npz", phrases=np.array(["car", "van", "tree"]), embeddings=vectors)
+    source = PhraseFile(tmp_path / "bank.npz")
+    with pytest.raises(InputError, match="class 'car': its phrases' vectors cancel"):
+        embed_classes({"tree": ["tree"], "car": ["car", "van"]}, source)
+
+
 # Through the command line
+
+
+@pytest.mark.parametrize("name", ["a b", "a\u00a0b\u202f", "a\tb", "a\nb", "b\udcff"])
+def test_a_run_on_data_of_any_name_can_be_read_back(name, make_dataset, tmp_path, capsys):
+    data = make_dataset(name)
+    command = ["run", "bilinear-names", "--profile", "smoke", "--data", str(data)]
+    for told in ("mIoU", "finished before"):
+        assert main([*command, "--out", str(tmp_path / "out")]) == 0
+        assert told in capsys.readouterr().out
+    stored = read_results(tmp_path / "out" / "results.json")["data"]["name"]
+    assert stored.encode()
+    assert "\n" not in stored
+
+
+def test_a_file_of_a_name_that_cannot_be_printed_is_one_line(finished, tiny_dataset, capsys):
+    for folder in ("test", "testannot"):
+        frame = next((tiny_dataset / folder).iterdir())
+        frame.rename(frame.with_name("b\udcff.png"))
+    command = ["run", "bilinear-names", "--profile", "smoke", "--out", str(tiny_dataset / "out")]
+    capsys.readouterr()
+    assert main([*command, "--data", str(tiny_dataset)]) == 1
+    assert r"test/'b\udcff.png': a name that cannot be printed" in capsys.readouterr().err
+    assert main([*command, "--data", str(tiny_dataset), "--set", "weights=a\udcff"]) == 1
+    assert "cannot be printed" in capsys.readouterr().err
+
+
+def test_frames_smaller_than_the_encoders_need_are_one_line(make_dataset, tmp_path, capsys):
+    data = make_dataset(size=(24, 128))
+    for name in ("bilinear-names", "frozen-names", "swiftnet"):
+        command = ["run", name, "--profile", "smoke", "--data", str(data)]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 1
+        told = capsys.readouterr().err.strip()
+        assert told.endswith("frames of 128x24: the encoders need 32 pixels a side")
 
 
 @pytest.fixture(scope="module")
@@ -556,7 +619,13 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "words",
-    ["<script>alert(1)</script>, road", "$x$, $\\frac{", "_hidden, {brace}, %s", "a\tb\x07, c"],
+    [
+        "<script>alert(1)</script>, road",
+        "$x$, $\\frac{",
+        "_hidden, {brace}, %s",
+        "a\tb\x07, c",
+        "路, 🚗",
+    ],
 )
 def test_words_are_drawn_as_they_stand(words, finished, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "street.png")
@@ -568,7 +637,7 @@ def test_words_are_drawn_as_they_stand(words, finished, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("words", ["", " , ", "car,,tree", "car, car", "word " * 3000])
+@pytest.mark.parametrize("words", ["", " , ", "car,,tree", "car, car", "word " * 3000, "b\udcff"])
 def test_bad_words_are_one_line(words, finished, tmp_path, capsys):
     Image.new("RGB", (40, 30)).save(tmp_path / "street.png")
     arguments = ["--classes", words, "--run", str(finished), "--out", str(tmp_path / "out")]
