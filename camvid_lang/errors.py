@@ -1,4 +1,4 @@
-"""The one exception that means: the input is at fault, not the program."""
+"""The one exception that means that the input is at fault, and what can be told in one line."""
 
 import unicodedata
 

@@ -1,7 +1,6 @@
 """Predictions of models over frames, and scores of folders of predictions."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -96,17 +95,16 @@ def score_folders(predictions: str | Path, labels: str | Path) -> dict:
         if not folder.is_dir():
             what = "is no folder" if folder.exists() else "does not exist"
             raise InputError(f"folder {folder} {what}")
-        files = [
-            path
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() == ".png" and path.is_file() and not path.name.startswith(".")
-        ]
+        files = {}
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() != ".png" or path.name.startswith(".") or not path.is_file():
+                continue
+            if twin := files.get(path.stem):
+                raise InputError(f"{path}: {twin.name} has the same name; keep one of them")
+            files[path.stem] = path
         if not files:
             raise InputError(f"folder {folder} holds no .png file: id maps are expected")
-        found.append({path.stem: path for path in files})
-        if len(found[-1]) < len(files):
-            twice = next(a for a, b in pairwise(files) if a.stem == b.stem)
-            raise InputError(f"{twice}: another file of {folder} has the same name; keep one")
+        found.append(files)
     for have, other, kind in ((0, 1, "label"), (1, 0, "prediction")):
         if alone := sorted(found[have].keys() - found[other].keys()):
             named = ", ".join(found[have][stem].name for stem in alone[:5])

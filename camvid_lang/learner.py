@@ -235,8 +235,7 @@ class Learner:
             set_random_states(state["random"], self.device)
             self.shuffle.set_state(state["random"]["shuffle"])
             self.order = state["order"]
-            keys = ("epoch", "loss", "miou", "lr", "seconds")
-            self.history = [{key: entry[key] for key in keys} for entry in state["history"]]
+            self.history = [dict(entry) for entry in state["history"]]
             if state["part"] is None:
                 return None
             tally = Tally(self.device)

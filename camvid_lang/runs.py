@@ -205,7 +205,11 @@ def _train_and_score(
 
 
 def fit_crop(experiment: Experiment, size: tuple[int, int] | None) -> Experiment:
-    """The experiment with its crop cut down, and said so, where frames are smaller than it."""
+    """The experiment with its crop cut down, and said so, where frames are smaller than it.
+
+    Raises:
+        InputError: frames that the encoders' coarsest map has no cell for.
+    """
     if size is not None and min(size) < 32:
         raise InputError(f"frames of {size[1]}x{size[0]}: the encoders need 32 pixels a side")
     if size is None or experiment.crop <= min(size) or not experiment.epochs:

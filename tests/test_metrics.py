@@ -131,7 +131,8 @@ def test_score_counts_files_of_either_spelling_and_waits_for_no_pipe(tmp_path):
     os.mkfifo(tmp_path / "labels" / "2.png")
     assert score_folders(predictions, labels)["accuracy"] == 50
     Image.fromarray(full(1)).save(tmp_path / "labels" / "1.png")
-    with pytest.raises(InputError, match="has the same name; keep one"):
+    Image.fromarray(full(1)).save(tmp_path / "labels" / "1.Pz.png")  # sorted between the two
+    with pytest.raises(InputError, match=r"1\.png: 1\.PNG has the same name; keep one"):
         score_folders(predictions, labels)
 
 

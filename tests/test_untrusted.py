@@ -335,11 +335,10 @@ def test_code_in_a_checkpoint_is_not_run(kind, form, place, tmp_path):
         path.write_bytes(pickle.dumps(state))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
-    with (
-        warnings.catch_warnings(record=True) as caught,
-        pytest.raises(InputError, match=r"crafted\.pt"),
-    ):
-        load_checkpoint(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(InputError, match=r"crafted\.pt"):
+            load_checkpoint(path)
     assert not caught  # one line, and no warning beside it
     assert not touched.exists()
     CASES["checkpoint"] += 1
