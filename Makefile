@@ -24,7 +24,7 @@ notebooks: $(INSTALLED)
 
 # Trains the tiny CLIP that the package carries anew (minutes); needed only when scenes change.
 tiny-clip: $(INSTALLED)
-	$(BIN)/python -m camvid_lang.tiny_clip --out camvid_lang/assets/camvid-tiny.safetensors
+	$(BIN)/python -m camvid_lang.scenes.tiny_clip --out camvid_lang/assets/camvid-tiny.safetensors
 
 $(INSTALLED): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

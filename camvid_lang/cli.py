@@ -1,8 +1,9 @@
-"""Command line: `python -m camvid_lang COMMAND`, also installed as `camvid-lang`.
+"""The commands, their options and their help texts.
+
+Command line: `python -m camvid_lang COMMAND`, also installed as `camvid-lang`.
 
 Exit codes: 0 done; 1 a failure, told in one line; 2 wrong usage. What a command needs is imported
-when it runs, so that `--help` answers at once.
-"""
+when it runs, so that `--help` answers at once."""
 
 import argparse
 import contextlib
@@ -13,13 +14,162 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from camvid_lang.arguments import parser
 from camvid_lang.errors import InputError
 
 __all__ = ["main"]
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` on."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (number := int(text)) >= least:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {least} on is expected")
+
+    return read
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; each command's `--help` is enough to use it.
+
+    What it parses has `action`, the name of the function in `cli` that does it.
+    """
+    top = argparse.ArgumentParser(
+        prog="camvid-lang",
+        description="Semantic segmentation with language embeddings on CamVid.",
+        epilog="Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, action: str, summary: str, detail: str = "", parent=commands):
+        made = parent.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}. {detail}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(action=action)
+        return made
+
+    def device(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+
+    def fresh(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--fresh", action="store_true", help="start over; the default goes on where it stopped"
+        )
+
+    made = command(
+        "demo",
+        "demo",
+        "Run all nine experiments of the thesis on drawn scenes",
+        "Needs no download and no accelerator;\nthree to six minutes on two cores. Writes "
+        "OUT/report.html and OUT/results.json.",
+    )
+    made.add_argument("--out", default="runs/demo", help="folder (default: runs/demo)")
+    made.add_argument("--seed", type=whole(0), default=0, help="of the scenes and of training")
+    device(made)
+    fresh(made)
+
+    made = command("list", "list_experiments", "List the experiments, the thesis's figures beside")
+    made.add_argument("--profile", default="thesis", help="thesis (default), cpu or smoke")
+    made.add_argument("--json", action="store_true", help="all settings, as JSON")
+
+    made = command(
+        "run",
+        "run",
+        "Run one experiment on a data set, or go on with it",
+        "Writes OUT/results.json and OUT/report.html.\n\n"
+        "Profiles: thesis (as published), cpu (no accelerator; a quarter of an hour on CamVid),\n"
+        "smoke (seconds, for tests).\n\n"
+        "Real words on real frames without a hub or an accelerator:\n"
+        "  camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\\n"
+        "    --weights resnet18.safetensors --text-bank clip_text.npz",
+    )
+    made.add_argument("name", metavar="NAME", help="an experiment; see `camvid-lang list`")
+    made.add_argument("--data", required=True, help="folder in CamVid's layout")
+    made.add_argument("--out", required=True, help="folder of this run")
+    made.add_argument("--profile", default="thesis", help="thesis (default), cpu or smoke")
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace one setting (repeatable); `camvid-lang list --json` shows the keys",
+    )
+    made.add_argument(
+        "--weights",
+        help="the encoder's: a tag of open_clip, a file in open_clip's format, or, for "
+        "ResNet-18, a file under timm's key names (short for --set weights=...)",
+    )
+    made.add_argument(
+        "--text-bank",
+        help=".npz with `phrases` and `embeddings` in place of a text tower "
+        "(short for --set text_bank=...)",
+    )
+    made.add_argument(
+        "--mirror",
+        metavar="DIR",
+        help="a second folder, on a drive say, that gets a verified copy of all that is saved; "
+        "an empty OUT goes on from it",
+    )
+    device(made)
+    fresh(made)
+
+    made = command(
+        "report", "report", "Put finished runs side by side in one HTML page", "No run is repeated."
+    )
+    made.add_argument("runs", nargs="+", metavar="DIR", help="folders of runs, or of a demo")
+    made.add_argument("--out", help="the page (default: report.html in the first DIR)")
+
+    made = command(
+        "score",
+        "score",
+        "Score a folder of predicted id PNGs, from any model, against labels",
+        "Files are matched by name; ids 0..10 are classes, 11 is void.\n"
+        "Pixels labelled void are ignored; a class in neither labels nor predictions is left out "
+        "of the\nmeans (see the output for the rule).",
+    )
+    made.add_argument("predictions", metavar="PREDICTIONS", help="folder of id PNGs")
+    made.add_argument("labels", metavar="LABELS", help="folder of id PNGs of the same names")
+    made.add_argument("--json", action="store_true", help="print JSON")
+
+    data = command("data", None, "Look after a data set").add_subparsers(
+        dest="data_command", required=True, metavar="COMMAND"
+    )
+    made = command(
+        "verify",
+        "verify",
+        "Check counts, names, sizes, ids and every file, and report all that is wrong",
+        parent=data,
+    )
+    made.add_argument("directory", metavar="DIR", help="folder in CamVid's layout")
+
+    made = command(
+        "segment",
+        "segment",
+        "Segment pictures with any words, by a trained run",
+        'Classes are separated by commas; "car|lorry" gives one class two phrases.\n'
+        "Writes OUT/NAME.png (ids in the order of the classes) and OUT/NAME_overlay.png.",
+    )
+    made.add_argument("images", nargs="+", metavar="IMAGE")
+    made.add_argument("--classes", required=True, help='as in "road, car|lorry, shop window"')
+    made.add_argument("--run", required=True, help="folder of a finished run")
+    made.add_argument("--out", required=True, help="folder for the results")
+    made.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="the end of training (default), or the best by mIoU over the training crops",
+    )
+    device(made)
+
+    return top
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -29,7 +179,8 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def list_experiments(args: argparse.Namespace) -> None:
-    from camvid_lang.experiments import EXPERIMENTS, THESIS_ROWS, configure
+    from camvid_lang.experiments import EXPERIMENTS, configure
+    from camvid_lang.report.thesis import THESIS_ROWS
 
     entries = [configure(name, args.profile) for name in EXPERIMENTS]
     if args.json:
@@ -47,8 +198,8 @@ def list_experiments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from camvid_lang.experiments import configure
-    from camvid_lang.run_reports import report_runs
-    from camvid_lang.runs import run as run_experiment
+    from camvid_lang.report.html import report_runs
+    from camvid_lang.run import run as run_experiment
 
     overrides = {}
     for setting in args.set:
@@ -76,14 +227,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from camvid_lang.run_reports import report_runs
+    from camvid_lang.report.html import report_runs
 
     print(report_runs(args.runs, args.out))
 
 
 def score(args: argparse.Namespace) -> None:
-    from camvid_lang.evaluation import score_folders
-    from camvid_lang.metrics import ABSENT_CLASS_RULE
+    from camvid_lang.evaluation import ABSENT_CLASS_RULE, score_folders
 
     found = score_folders(args.predictions, args.labels)
     if args.json:
@@ -101,7 +251,7 @@ def score(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> None:
-    from camvid_lang.data import verify as verify_data
+    from camvid_lang.data.camvid import verify as verify_data
 
     report = verify_data(args.directory)
     print(report.summary())
@@ -111,8 +261,8 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def segment(args: argparse.Namespace) -> None:
-    from camvid_lang.segment import segment_files
-    from camvid_lang.text import parse_classes
+    from camvid_lang.models.text import parse_classes
+    from camvid_lang.segmenter import segment_files
 
     classes = parse_classes(args.classes)
     for path in segment_files(
@@ -121,36 +271,13 @@ def segment(args: argparse.Namespace) -> None:
         print(path)
 
 
-def bench(args: argparse.Namespace) -> None:
-    from camvid_lang import bench as benchmark
-    from camvid_lang.figures import bench_bars
-    from camvid_lang.plotting import to_png
-    from camvid_lang.results import write_json
-
-    if args.sweep and args.figure:
-        raise InputError("--figure draws one comparison, not a sweep: leave out one of the two")
-    for file in (args.json, args.figure):
-        if file and not Path(file).parent.is_dir():  # told before minutes are spent
-            raise InputError(f"{file}: there is no folder {Path(file).parent}")
-    budget = benchmark.parse_bytes(args.budget) if args.budget else None
-    if args.sweep:
-        results = benchmark.sweep(args.device, budget or benchmark.parse_bytes("15GB"))
-    else:
-        results = benchmark.bench(args.experiment, args.batch, args.device, budget)
-        print(benchmark.summary(results))
-    if args.json:
-        write_json(args.json, {**results, "command": args.command_line})
-    if args.figure:
-        Path(args.figure).write_bytes(to_png(bench_bars(results)))
-
-
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
 
 
 ACTIONS = {
     action.__name__: action
-    for action in (demo, list_experiments, run, report, score, verify, segment, bench)
+    for action in (demo, list_experiments, run, report, score, verify, segment)
 }
 
 
@@ -196,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
-        from camvid_lang.faults import is_out_of_memory
+        from camvid_lang.training.loop import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

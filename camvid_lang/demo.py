@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
-from camvid_lang.data import load
-from camvid_lang.devices import pick_device
+from camvid_lang.data.camvid import load
+from camvid_lang.device import pick_device
 from camvid_lang.evaluation import chance_scores
-from camvid_lang.experiments import THESIS_ROWS, configure
+from camvid_lang.experiments import configure
+from camvid_lang.report.html import report_runs
+from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import write_json
-from camvid_lang.run_reports import report_runs
-from camvid_lang.runs import run
-from camvid_lang.scenes import write_scenes
+from camvid_lang.run import run
+from camvid_lang.scenes.dataset import write_scenes
 
-__all__ = ["DEMO_SETTINGS", "demo_settings", "run_demo"]
+__all__ = [
+    "DEMO_SETTINGS",
+    "demo_settings",
+    "run_demo",
+]
 
 # On top of the `cpu` profile: small crops for small scenes, and a higher rate for few steps.
 DEMO_SETTINGS = {"crop": 128, "batch_size": 8, "epochs": 14, "lr": 1e-3}

@@ -2,7 +2,10 @@
 
 import unicodedata
 
-__all__ = ["InputError", "is_printable"]
+__all__ = [
+    "InputError",
+    "is_printable",
+]
 
 
 class InputError(Exception):

@@ -1,27 +1,255 @@
-"""How a notebook starts: where it runs, the data, the drive, errors in its own words.
+"""Curves of a run, drawn in a notebook while it learns.
+
+What a notebook's form chose, and what the notebooks do with it: run, read back, compare.
+
+How a notebook starts: where it runs, the data, the drive, errors in its own words.
 
 Every choice of a notebook's form can be replaced by an environment variable, which is how the
 notebooks are tested: CAMVID_LANG_PROFILE, CAMVID_LANG_DATA, CAMVID_LANG_DRIVE, CAMVID_LANG_RESUME,
 CAMVID_LANG_SETTINGS (as in "epochs=2, batch_size=4") and CAMVID_LANG_WORK (where data and runs go).
-"""
 
+The panel of notebook 06: a picture, any phrases, and where each phrase fits.
+
+It uses what ipywidgets 7 and 8 share. Without widgets, `ask` shows the same for one call."""
+
+import html
 import importlib.util
 import os
 import shutil
 import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from camvid_lang.devices import pick_device
-from camvid_lang.download import fetch
+from camvid_lang.data.camvid import Frames, load, read_image
+from camvid_lang.data.download import fetch
+from camvid_lang.demo import demo_settings
+from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import configure
-from camvid_lang.faults import Interrupted
-from camvid_lang.scenes import write_scenes
-from camvid_lang.session import Session
+from camvid_lang.experiments import PROFILES, Experiment, configure
+from camvid_lang.report.figures import curves, heat_maps, overlay, palette, to_png
+from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_compact_markdown
+from camvid_lang.report.thesis import THESIS_ROWS
+from camvid_lang.results import read_results
+from camvid_lang.run import run
+from camvid_lang.scenes.dataset import write_scenes
+from camvid_lang.segmenter import Segmenter, read_phrases, shrink
+from camvid_lang.training.loop import Interrupted
+from camvid_lang.training.mirror import Mirror
 
-__all__ = ["in_colab", "one_line_errors", "start"]
+__all__ = [
+    "LiveCurves",
+    "Session",
+    "ask",
+    "describe",
+    "in_colab",
+    "one_line_errors",
+    "panel",
+    "similar",
+    "start",
+    "uploaded",
+]
+
+
+class LiveCurves:
+    """Loss and mIoU of a run, drawn in place while it learns; at most every few seconds.
+
+    Attributes:
+        drawn: whether anything has been.
+    """
+
+    def __init__(self, name: str, seconds: float = 10.0):
+        from IPython.display import HTML, display
+
+        self.name, self.seconds, self.drawn = name, seconds, False
+        self._last = -np.inf
+        self._handle = display(HTML(""), display_id=True)  # its place is above the progress bar
+
+    def update(self, history: list[dict], now: bool = False) -> None:
+        """Draw the history so far; given to `runs.run` as `on_epoch`."""
+        if not now and time.monotonic() - self._last < self.seconds:
+            return
+        if self._handle is not None:  # None outside a notebook
+            self._handle.update(curves({self.name: history}, f"{self.name} while learning"))
+        self.drawn, self._last = True, time.monotonic()
+
+
+# Which notebook runs what, by how the experiments' names begin.
+NOTEBOOKS = {"02": ("bilinear", "adapter"), "03": ("frozen",), "04": ("full", "swiftnet")}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the form chose: profile, data on the local disk, folders of runs here and on Drive."""
+
+    profile: str
+    data: Path
+    runs: Path
+    drive: Path | None
+    resume: bool
+    settings: Mapping[str, str]
+    drawn: bool  # whether the data are drawn scenes
+
+    def configure(self, name: str, **settings: object) -> Experiment:
+        """The experiment under this session's profile; `settings` replace single ones."""
+        # Drawn scenes are small, and what suits CamVid would take longer and learn less on them.
+        suited = demo_settings(name) if self.drawn and self.profile == "cpu" else {}
+        chosen = {} if name.startswith("bilinear") else self.settings  # which learns nothing
+        return configure(name, self.profile, {**suited, **settings, **chosen})
+
+    def run(self, name: str, show: bool = True, **settings: object) -> dict:
+        """Run an experiment, go on with it, or read it back where it is finished.
+
+        Args:
+            show: draw loss and mIoU while it learns.
+
+        Returns:
+            What its `results.json` holds.
+        """
+        live = LiveCurves(name) if show else None
+        experiment = self.configure(name, **settings)
+        print(describe(experiment))
+        results = run(
+            experiment,
+            self.data,
+            self.runs / name,
+            fresh=not self.resume,
+            command=f"notebook, profile {self.profile}",
+            mirror=self.drive / name if self.drive else None,
+            on_epoch=live.update if live else None,
+            keep_finished=True,
+        )
+        if live and live.drawn:
+            live.update(results["history"], now=True)
+        return results
+
+    def finished(self) -> dict[str, dict]:
+        """Results of all finished runs, by experiment, here or on Drive; nothing is run."""
+        found = {}
+        for name in (*THESIS_ROWS, "full-names"):
+            # Where they lie: the weights beside them on Drive are fetched when they are asked for.
+            for root in filter(None, (self.runs, self.drive)):
+                if name not in found and (root / name / "results.json").is_file():
+                    found[name] = read_results(root / name / "results.json")
+        return found
+
+    def missing(self) -> str:
+        """Which of the thesis's runs are not finished, and the notebooks that run them."""
+        absent = THESIS_ROWS.keys() - self.finished()
+        lines = [
+            f"not finished: {', '.join(names)} (notebook {number})"
+            for number, kinds in NOTEBOOKS.items()
+            if (names := [n for n in THESIS_ROWS if n in absent and n.startswith(kinds)])
+        ]
+        return "\n".join(lines) or "all of the thesis's runs are there"
+
+    def comparable(self) -> bool:
+        """Whether all finished runs were measured on CamVid's whole test split."""
+        return not banner(self.finished())
+
+    def published_iou(self) -> dict[str, dict[str, float]]:
+        """The thesis's IoU of each class, by experiment; none beside what is not CamVid."""
+        rows = THESIS_ROWS if self.comparable() else {}
+        return {name: row["iou"] for name, row in rows.items() if "iou" in row}
+
+    def elsewhere(self) -> str:
+        """Which other profiles have finished runs on these data; empty if none has."""
+        counts: dict[str, int] = {}
+        for root in filter(None, (self.runs, self.drive)):
+            for profile in PROFILES:
+                label = f"{root.name.removesuffix(self.profile)}{profile}"
+                found = len(list((root.parent / label).glob("*/results.json")))
+                if profile != self.profile and found:
+                    counts[profile] = max(found, counts.get(profile, 0))
+        return "; ".join(
+            f"{found} finished run(s) under profile {profile}: choose PROFILE = '{profile}'"
+            for profile, found in counts.items()
+        )
+
+    def folder(self, name: str) -> Path:
+        """A finished run's folder on the local disk, brought there from Drive if need be.
+
+        Raises:
+            InputError: the run is not finished.
+        """
+        folder = self.runs / name
+        if not (folder / "results.json").is_file() and self.drive is not None:
+            there = self.drive / name
+            if (there / "results.json").is_file():
+                Mirror(folder, there).restore()
+        if not (folder / "results.json").is_file():
+            raise InputError(f"{name} is not finished: run its cell, or its notebook, to the end")
+        return folder
+
+    def language_run(self, name: str = "auto") -> str:
+        """The name of a finished run that knows language.
+
+        Args:
+            name: an experiment; `auto` is frozen-names if it is finished, as it learned words on a
+                CLIP that kept its own, else the best by mIoU.
+
+        Raises:
+            InputError: there is none, or not that one.
+        """
+        results = {
+            found: result["miou"] or 0
+            for found, result in self.finished().items()
+            if found != "swiftnet"
+        }
+        if not results:
+            where = f"{self.runs} or {self.drive}" if self.drive else str(self.runs)
+            raise InputError(f"no finished run in {where}: run notebook 02 or 03 first")
+        if name == "auto":
+            return "frozen-names" if "frozen-names" in results else max(results, key=results.get)
+        if name not in results:
+            raise InputError(f"RUN '{name}' is no finished run: choose {', '.join(results)}")
+        return name
+
+    def tables(self, *numbers: str) -> object:
+        """The thesis's tables of these numbers ("7.1"), measured beside published, as Markdown."""
+        from IPython.display import Markdown
+
+        results = {"chance": None, "experiments": self.finished()}
+        wanted = [
+            to_compact_markdown(table, differences=self.comparable())
+            for table in tables(results, THESIS_ROWS)
+            if not numbers or table.number in numbers
+        ]
+        return Markdown("\n\n".join([self.protocol(), *wanted]))
+
+    def protocol(self) -> str:
+        """What stands in the tables' cells, and what was measured on."""
+        finished = self.finished()
+        difference = " (difference)" if self.comparable() else ""
+        told = (
+            f"Cells: **measured / thesis{difference}**, in %. {measured_on(finished)} Profile "
+            f"`{self.profile}`. The thesis: CamVid's 233 test frames at 480x360. Void counts "
+            "nowhere; one confusion matrix over the whole split."
+        )
+        return "\n\n".join(filter(None, (told, banner(finished), encoder_note(finished))))
+
+    def frames(self, split: str = "test", limit: int | None = None) -> Frames:
+        """A split of the data set in memory; under `smoke` at most 8 frames."""
+        return load(self.data, split, limit or (8 if self.profile == "smoke" else None))
+
+
+def describe(experiment: Experiment) -> str:
+    """One line on what is about to be run: encoder, and how it learns."""
+    told = f"{experiment.name}: encoder {experiment.encoder}"
+    if not experiment.epochs:
+        return f"{told}; nothing is learned"
+    crop = f"crops of {experiment.crop}x{experiment.crop}" if experiment.crop else "whole frames"
+    return (
+        f"{told}, {'learning too' if experiment.train_encoder else 'frozen'}; "
+        f"{experiment.epochs} epochs, batches of {experiment.batch_size} {crop}, "
+        f"lr {experiment.lr:g}"
+    )
+
 
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 DRIVE_FOLDER = "camvid-lang"  # within My Drive
@@ -187,3 +415,130 @@ def _data_folder(data: str, profile: str, work: Path) -> Path:
             part.rename(local)
         return local
     return folder
+
+
+EXAMPLE = "road, vehicle, tree, building, sky, person"
+
+
+def ask(words: Segmenter, image: np.ndarray, text: str) -> tuple:
+    """Segment a picture by phrases.
+
+    Args:
+        image: (H, W, 3) uint8.
+        text: phrases, see `words.read_phrases`.
+
+    Returns:
+        Two figures: the segmentation with its legend, and one heat map per phrase, of its
+        probability among the phrases (of its cosine, if it is alone).
+
+    Raises:
+        InputError: phrases that cannot be read or embedded.
+    """
+    phrases = read_phrases(text)
+    cosines = words.cosines(image, phrases)
+    names, small = list(phrases), shrink(image)
+    ids = cosines.argmax(axis=0).astype(np.uint8)
+    return overlay(small, ids, names, palette(len(names))), heat_maps(
+        small, cosines, names, words.temperature
+    )
+
+
+def uploaded(value: object) -> tuple[str, bytes] | None:
+    """Name and content of the newest file of a FileUpload, in ipywidgets 7 or 8; None if empty."""
+    if not value:
+        return None
+    if isinstance(value, Mapping):  # 7: {name: {"metadata": ..., "content": bytes}}
+        name, entry = list(value.items())[-1]
+    else:  # 8: ({"name": ..., "content": memoryview}, ...)
+        entry = value[-1]
+        name = entry["name"]
+    return name, bytes(entry["content"])
+
+
+def read_upload(name: str, content: bytes) -> np.ndarray:
+    """The picture (H, W, 3) uint8 in an uploaded file.
+
+    Raises:
+        InputError: no picture.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"upload{Path(name).suffix}"
+        path.write_bytes(content)
+        try:
+            return read_image(path, upright=True)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), name)) from None
+
+
+def panel(words: Segmenter, pictures: Mapping[str, np.ndarray], text: str = EXAMPLE) -> object:
+    """A widget to choose or upload a picture and to type phrases.
+
+    Args:
+        pictures: {name: (H, W, 3) uint8} to choose from, at least one.
+        text: the phrases to begin with.
+
+    Returns:
+        The widget, to be shown as a cell's last line; None (and the result of the first picture
+        shown) where ipywidgets is absent.
+    """
+    first = next(iter(pictures))
+    try:
+        import ipywidgets
+    except ImportError:
+        from IPython.display import display
+
+        print("note: ipywidgets is absent: call ask(words, picture, phrases) for other words")
+        for figure in ask(words, pictures[first], text):
+            display(figure)
+        return None
+
+    wide = ipywidgets.Layout(width="640px")
+    choice = ipywidgets.Dropdown(options=list(pictures), value=first, description="picture")
+    upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="or upload")
+    phrases = ipywidgets.Textarea(value=text, description="phrases", layout=wide)
+    button = ipywidgets.Button(description="segment", button_style="primary")
+    told = ipywidgets.HTML()
+    result, maps = (ipywidgets.Image(format="png", layout={"max_width": "960px"}) for _ in "12")
+
+    shown = {"image": pictures[first]}  # whichever was chosen or uploaded last
+
+    def show(_: object = None) -> None:
+        told.value = "…"
+        try:
+            figures = ask(words, shown["image"], phrases.value)
+        except InputError as error:
+            told.value = f"<b>{html.escape(str(error))}</b>"
+            return
+        for widget, figure in zip((result, maps), figures, strict=True):
+            widget.value = to_png(figure)
+        told.value = ""
+
+    def choose(_: object) -> None:
+        shown["image"] = pictures[choice.value]
+        show()
+
+    def receive(_: object) -> None:
+        sent = uploaded(upload.value)
+        if sent is None:
+            return
+        try:
+            shown["image"] = read_upload(*sent)
+        except InputError as error:
+            told.value = f"<b>{html.escape(str(error))}</b>"
+            return
+        show()
+
+    button.on_click(show)
+    choice.observe(choose, names="value")
+    upload.observe(receive, names="value")
+    show()
+    return ipywidgets.VBox([ipywidgets.HBox([choice, upload]), phrases, button, told, result, maps])
+
+
+def similar(words: Segmenter, new: Sequence[str]) -> str:
+    """A Markdown table: for each new phrase the three classes whose embeddings lie nearest."""
+    lines = ["| phrase | nearest of the run's classes (cosine) |", "|---|---|"]
+    for phrase, cosines in zip(new, words.similarity(new), strict=True):
+        near = sorted(zip(cosines, words.classes, strict=True), reverse=True)
+        lines.append(f"| {phrase} | " + ", ".join(f"{n} ({c:.2f})" for c, n in near[:3]) + " |")
+    return "\n".join(lines)

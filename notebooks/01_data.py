@@ -43,7 +43,7 @@ session = start(PROFILE, DATA, DRIVE, RESUME)
 # wrong is reported at once.
 
 # %%
-from camvid_lang.data import verify
+from camvid_lang.data.camvid import verify
 
 print(verify(session.data).summary())
 
@@ -60,7 +60,7 @@ print(verify(session.data).summary())
 # marks what nobody could or would name, and it counts nowhere: not in the loss, not in a score.
 
 # %%
-from camvid_lang.galleries import frames_and_labels
+from camvid_lang.report.figures import frames_and_labels
 
 train = session.frames("trainval")
 chosen = [len(train) * i // 3 for i in range(3)]
@@ -75,7 +75,7 @@ frames_and_labels(train.images[chosen], train.labels[chosen], [train.names[i] fo
 # more than seven times that of *train*.
 
 # %%
-from camvid_lang.figures import class_frequencies
+from camvid_lang.report.figures import class_frequencies
 
 counts = {}
 for split in ("train", "val", "test"):
@@ -106,7 +106,7 @@ class_frequencies(counts)
 # %%
 from IPython.display import Markdown
 
-from camvid_lang.text import class_phrases
+from camvid_lang.models.text import class_phrases
 
 descriptions = class_phrases("descriptions")
 Markdown("\n".join(f"* **{name}**: {phrases[0]}" for name, phrases in descriptions.items()))
@@ -122,8 +122,8 @@ Markdown("\n".join(f"* **{name}**: {phrases[0]}" for name, phrases in descriptio
 # which of them works better.
 
 # %%
-from camvid_lang.figures import similarity_matrices
-from camvid_lang.runs import similarities
+from camvid_lang.report.figures import similarity_matrices
+from camvid_lang.run import similarities
 
 similarity_matrices(
     {
@@ -144,7 +144,7 @@ similarity_matrices(
 # would be another number: fence is absent from 143 of the 233 test frames, and what is its IoU there?
 
 # %%
-from camvid_lang.drawings import iou_venn
+from camvid_lang.report.figures import iou_venn
 
 iou_venn()
 

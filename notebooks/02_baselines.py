@@ -43,7 +43,7 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # $$ \hat{k}_p = \arg\max_k \; \frac{u_p \cdot t_k}{\lVert u_p \rVert \, \lVert t_k \rVert} $$
 
 # %%
-from camvid_lang.drawings import architecture
+from camvid_lang.report.figures import architecture
 
 architecture("bilinear")
 
@@ -102,7 +102,7 @@ session.tables("7.2")
 # ## What it looks like
 
 # %%
-from camvid_lang.galleries import predictions
+from camvid_lang.report.figures import predictions
 from camvid_lang.results import read_figures
 
 shown = read_figures(session.folder("adapter-names") / "figures.npz")

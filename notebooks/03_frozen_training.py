@@ -45,7 +45,7 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # with text vectors of 64 numbers, and a ladder to match.
 
 # %%
-from camvid_lang.drawings import architecture
+from camvid_lang.report.figures import architecture
 
 architecture("ladder")
 
@@ -74,7 +74,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from camvid_lang.cosine import cosine_logits, cosine_logits_reference
+from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
 
 features = torch.randn(1, 640, 56, 56, requires_grad=True)
 text = F.normalize(torch.randn(11, 640), dim=1)
@@ -124,12 +124,12 @@ print(f"frozen-descriptions: mIoU {result['miou']:.2f} %")
 session.tables("7.3")
 
 # %%
-from camvid_lang.figures import curves
+from camvid_lang.report.figures import curves
 
 curves({name: found["history"] for name, found in session.finished().items() if "frozen" in name})
 
 # %%
-from camvid_lang.galleries import predictions
+from camvid_lang.report.figures import predictions
 from camvid_lang.results import read_figures
 
 shown = read_figures(session.folder("frozen-names") / "figures.npz")

@@ -59,7 +59,7 @@ session.tables("7.5")
 # are ids: it cannot be asked for "vehicle" when it learned "car". The drawing shows the thesis's sizes.
 
 # %%
-from camvid_lang.drawings import architecture
+from camvid_lang.report.figures import architecture
 
 architecture("swiftnet")
 
@@ -71,7 +71,7 @@ print(f"swiftnet: mIoU {result['miou']:.2f} %")
 session.tables("7.6")
 
 # %%
-from camvid_lang.figures import curves
+from camvid_lang.report.figures import curves
 
 names = ("full-descriptions", "full-narrow-descriptions", "swiftnet")
 curves({name: found["history"] for name, found in session.finished().items() if name in names})

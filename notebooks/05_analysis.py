@@ -46,7 +46,7 @@ session.tables()
 # they are left out beside what was not measured on CamVid's whole test split.
 
 # %%
-from camvid_lang.figures import class_bars
+from camvid_lang.report.figures import class_bars
 
 if results:
     measured = {name: found["iou"] for name, found in results.items()}
@@ -59,7 +59,7 @@ figure
 # ## Loss and mIoU while learning
 
 # %%
-from camvid_lang.figures import curves
+from camvid_lang.report.figures import curves
 
 learned = {name: found["history"] for name, found in results.items() if found["history"]}
 curves(learned) if learned else None
@@ -72,7 +72,7 @@ curves(learned) if learned else None
 # %%
 import numpy as np
 
-from camvid_lang.figures import confusion
+from camvid_lang.report.figures import confusion
 
 best = max(results, key=lambda name: results[name]["miou"] or 0) if results else None
 figure = None
@@ -88,10 +88,10 @@ figure
 # vermilion is wrong and black is void. This loads the best run's weights and the test frames.
 
 # %%
-from camvid_lang.devices import pick_device
+from camvid_lang.device import pick_device
 from camvid_lang.evaluation import best_and_worst, predict
-from camvid_lang.galleries import predictions
-from camvid_lang.runs import load_run
+from camvid_lang.report.figures import predictions
+from camvid_lang.run import load_run
 
 figure = None
 if best:

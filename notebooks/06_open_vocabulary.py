@@ -35,10 +35,10 @@ session = start(PROFILE, DATA, DRIVE, RESUME)
 # `words` holds its model, loaded once.
 
 # %%
-from camvid_lang.words import Words
+from camvid_lang.segmenter import Segmenter
 
 name = session.language_run(RUN)
-words = Words(session.folder(name))
+words = Segmenter(session.folder(name))
 print(f"asking {name}")
 
 # %% [markdown]
@@ -56,7 +56,7 @@ print(f"asking {name}")
 # %%
 from IPython.display import Markdown
 
-from camvid_lang.panel import similar
+from camvid_lang.notebook import similar
 
 NEW = ["vehicle", "lorry", "shop window", "street lamp", "grass"]
 Markdown(similar(words, NEW))
@@ -71,7 +71,7 @@ Markdown(similar(words, NEW))
 # %%
 from IPython.display import display
 
-from camvid_lang.panel import ask
+from camvid_lang.notebook import ask
 
 test = session.frames("test", 4)
 images = test.images.permute(0, 2, 3, 1).numpy()
@@ -86,7 +86,7 @@ for figure in ask(words, images[0], "road, vehicle, tree, house, sky, person"):
 # of two phrases, whose vectors are averaged), and press *segment*.
 
 # %%
-from camvid_lang.panel import panel
+from camvid_lang.notebook import panel
 
 panel(words, pictures)
 

@@ -25,11 +25,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from camvid_lang import checkpoint, files, mirror, training
-from camvid_lang.checkpoint import Checkpoints, load_checkpoint, step_of
 from camvid_lang.experiments import configure
-from camvid_lang.runs import run
-from camvid_lang.scenes import write_scenes
+from camvid_lang.run import run
+from camvid_lang.scenes.dataset import write_scenes
+from camvid_lang.training import checkpoint, mirror
+from camvid_lang.training import checkpoint as files
+from camvid_lang.training import loop as training
+from camvid_lang.training.checkpoint import Checkpoints, load_checkpoint, step_of
 
 SETTINGS = {"epochs": 10, "batch_size": 2, "limit": 8, "crop": 64}
 MOMENTS = ("writing", "renaming", "mirroring")

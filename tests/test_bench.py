@@ -4,12 +4,20 @@ import json
 
 import pytest
 
-from camvid_lang import bench, budget
-from camvid_lang.bench import format_row, parse_bytes, summary, sweep_here
-from camvid_lang.budget import largest_batch
+from benchmarks import bench
+from benchmarks import bench as budget
+from benchmarks.bench import (
+    Case,
+    footprint_here,
+    format_row,
+    fresh_process,
+    largest_batch,
+    parse_bytes,
+    summary,
+    sweep_here,
+)
 from camvid_lang.cli import main
 from camvid_lang.errors import InputError
-from camvid_lang.measuring import Case, footprint_here, fresh_process
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from conftest import write_dataset
 from PIL import Image
 
 from camvid_lang.cli import main
+from camvid_lang.data.classes import CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, configure
-from camvid_lang.runs import run
-from camvid_lang.taxonomy import CLASSES
+from camvid_lang.run import run
 
 RESULT_KEYS = {
     "experiment",

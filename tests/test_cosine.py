@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from camvid_lang.cosine import cosine_logits, cosine_logits_reference
+from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
 
 
 def both(features, text, size, projection=None):

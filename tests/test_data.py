@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from camvid_lang import data, layout, manifest, pictures
-from camvid_lang.data import Frames
+from camvid_lang.data import camvid as data
+from camvid_lang.data import camvid as layout
+from camvid_lang.data import camvid as manifest
+from camvid_lang.data import camvid as pictures
+from camvid_lang.data.camvid import Frames
+from camvid_lang.data.classes import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
 from camvid_lang.errors import InputError
-from camvid_lang.taxonomy import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
 
 
 def problems_of(root: Path) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from camvid_lang import demo
 from camvid_lang.cli import main
-from camvid_lang.experiments import THESIS_ROWS
+from camvid_lang.report.thesis import THESIS_ROWS
 
 
 @pytest.mark.slow

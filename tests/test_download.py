@@ -21,7 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camvid_lang import archives, data, download, manifest, pictures, transfer
+from camvid_lang.data import camvid as data
+from camvid_lang.data import camvid as manifest
+from camvid_lang.data import camvid as pictures
+from camvid_lang.data import download
+from camvid_lang.data import download as archives
+from camvid_lang.data import download as transfer
 from camvid_lang.errors import InputError
 
 REPO = Path(__file__).resolve().parent.parent

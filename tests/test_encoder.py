@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from camvid_lang.cosine import cosine_logits
-from camvid_lang.encoder import (
+from camvid_lang.errors import InputError
+from camvid_lang.models.cosine import cosine_logits
+from camvid_lang.models.encoder import (
     THESIS_ENCODER,
     TINY,
     DenseCLIPEncoder,
@@ -14,9 +15,8 @@ from camvid_lang.encoder import (
     load_clip,
     load_resnet18,
 )
-from camvid_lang.errors import InputError
-from camvid_lang.models import Ladder
-from camvid_lang.text import CLIPText, class_phrases, embed_classes
+from camvid_lang.models.segmentation import CLIPUpsampler
+from camvid_lang.models.text import CLIPText, class_phrases, embed_classes
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_the_real_architecture_runs_from_a_local_file(tmp_path):
     assert text.shape == (11, 640)
     encoder = DenseCLIPEncoder(clip)
     assert encoder.channels == (128, 256, 512, 640)
-    ladder = Ladder(encoder, text, False, 0.01, 640, 512, 640).eval()
+    ladder = CLIPUpsampler(encoder, text, False, 0.01, 640, 512, 640).eval()
     assert sum(p.numel() for p in ladder.decoder_parameters()) == 15_254_272
     with torch.inference_mode():
         bilinear = cosine_logits(encoder(images(1, (360, 480)))[-1], text, (360, 480))

@@ -7,13 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import (
-    EXPERIMENTS,
-    THESIS_ROWS,
-    Experiment,
-    configure,
-    learning_rate_factor,
-)
+from camvid_lang.experiments import EXPERIMENTS, Experiment, configure, learning_rate_factor
+from camvid_lang.report.thesis import THESIS_ROWS
 
 NINE = [
     "bilinear-names",

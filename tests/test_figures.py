@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
-from camvid_lang import figures
+from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
-from camvid_lang.taxonomy import CLASSES, PALETTE, VOID
+from camvid_lang.report import figures
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (2, 3, 24, 32), dtype=np.uint8)

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from camvid_lang.cli import main
-from camvid_lang.data import Frames
+from camvid_lang.data.camvid import Frames
+from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import chance_scores, score_folders
-from camvid_lang.metrics import confusion_matrix, scores
-from camvid_lang.taxonomy import CLASSES, VOID
+from camvid_lang.evaluation import chance_scores, confusion_matrix, score_folders, scores
 
 
 def independent(pairs):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from camvid_lang.cosine import cosine_logits_reference
-from camvid_lang.encoder import TINY, DenseCLIPEncoder, load_clip, load_resnet18
-from camvid_lang.learner import segmentation_loss
-from camvid_lang.models import Adapter, Bilinear, Ladder, SwiftNet
+from camvid_lang.models.cosine import cosine_logits_reference
+from camvid_lang.models.encoder import TINY, DenseCLIPEncoder, load_clip, load_resnet18
+from camvid_lang.models.segmentation import Adapter, Bilinear, CLIPUpsampler, SwiftNet
+from camvid_lang.training.loop import segmentation_loss
 
 
 def text(classes=11, width=64, seed=0):
@@ -23,9 +23,9 @@ def make(kind, train_encoder=False):
     if kind == "swiftnet":
         return SwiftNet(load_resnet18("random"), 11, train_encoder, 16, 16, 4)
     if kind == "resnet-ladder":
-        return Ladder(load_resnet18("random"), text(), train_encoder, 0.01, 16, 16, 4)
+        return CLIPUpsampler(load_resnet18("random"), text(), train_encoder, 0.01, 16, 16, 4)
     if kind == "ladder":
-        return Ladder(clip_encoder(), text(), train_encoder, 0.01, 64, 16, 4)
+        return CLIPUpsampler(clip_encoder(), text(), train_encoder, 0.01, 64, 16, 4)
     if kind == "adapter":
         return Adapter(clip_encoder(), text(), train_encoder, 0.01)
     return Bilinear(clip_encoder(), text(), train_encoder, 0.01)

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import THESIS_ROWS
-from camvid_lang.live import LiveCurves
-from camvid_lang.session import Session
+from camvid_lang.notebook import LiveCurves, Session
+from camvid_lang.report.thesis import THESIS_ROWS
 
 
 @pytest.fixture

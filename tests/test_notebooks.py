@@ -16,9 +16,9 @@ import pytest
 from nbclient import NotebookClient
 
 from camvid_lang import notebook
-from camvid_lang.checkpoint import Checkpoints, step_of
 from camvid_lang.errors import InputError
 from camvid_lang.notebook import start
+from camvid_lang.training.checkpoint import Checkpoints, step_of
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "notebooks"

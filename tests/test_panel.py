@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camvid_lang import panel as module
+from camvid_lang import notebook as module
 from camvid_lang.errors import InputError
-from camvid_lang.galleries import heat_maps, overlay
-from camvid_lang.panel import ask, panel, read_upload, similar, uploaded
-from camvid_lang.plotting import palette
-from camvid_lang.words import shrink
+from camvid_lang.notebook import ask, panel, read_upload, similar, uploaded
+from camvid_lang.report.figures import heat_maps, overlay, palette
+from camvid_lang.segmenter import shrink
 
 RANDOM = np.random.default_rng(0)
 PICTURES = {

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camvid_lang import tables as tables_module
+from camvid_lang.data.classes import CLASSES
 from camvid_lang.errors import InputError
-from camvid_lang.provenance import banner
-from camvid_lang.report import Samples, write_report
-from camvid_lang.tables import shown, tables, to_compact_markdown, to_markdown
-from camvid_lang.taxonomy import CLASSES
+from camvid_lang.report import tables as tables_module
+from camvid_lang.report.html import Samples, write_report
+from camvid_lang.report.tables import banner, shown, tables, to_compact_markdown, to_markdown
 
 # Typed in from the thesis again, so that a slip in the package is not repeated here.
 THESIS = {

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camvid_lang import road_users, scenery, scenes
+from camvid_lang.data.classes import NUM_CLASSES, VOID
 from camvid_lang.errors import InputError
-from camvid_lang.scene_canvas import CLASS_ID, SceneCanvas
-from camvid_lang.taxonomy import NUM_CLASSES, VOID
+from camvid_lang.scenes import dataset as scenes
+from camvid_lang.scenes import road_users, scenery
+from camvid_lang.scenes.canvas import CLASS_ID, SceneCanvas
 
 
 @pytest.fixture(scope="module")

@@ -16,24 +16,24 @@ import pytest
 import torch
 from kill_harness import Harness, equal
 
-from camvid_lang import checkpoint, files, learner, mirror, training
-from camvid_lang.assembly import build_model
-from camvid_lang.checkpoint import (
+from camvid_lang.data.camvid import load
+from camvid_lang.errors import InputError
+from camvid_lang.experiments import configure
+from camvid_lang.run import build_model, run
+from camvid_lang.training import checkpoint, mirror
+from camvid_lang.training import checkpoint as files
+from camvid_lang.training import loop as learner
+from camvid_lang.training import loop as training
+from camvid_lang.training.checkpoint import (
     Checkpoints,
+    folder_lock,
     load_checkpoint,
     random_states,
     save_checkpoint,
     set_random_states,
 )
-from camvid_lang.data import load
-from camvid_lang.errors import InputError
-from camvid_lang.experiments import configure
-from camvid_lang.faults import Interrupted
-from camvid_lang.files import folder_lock
-from camvid_lang.mirror import Mirror
-from camvid_lang.runs import run
-from camvid_lang.tally import Tally
-from camvid_lang.training import train
+from camvid_lang.training.loop import EpochMetrics, Interrupted, train
+from camvid_lang.training.mirror import Mirror
 
 CPU = torch.device("cpu")
 STATE = {"settings": {"name": "x"}, "model": {}, "epoch": 1}
@@ -59,7 +59,7 @@ def full(*_args, **_kwargs):
 def test_stopped_at_any_step_and_resumed_equals_undisturbed(tiny_dataset, tmp_path, monkeypatch):
     entry = experiment()
     whole = learn(entry, tiny_dataset, tmp_path / "whole")
-    add = Tally.add
+    add = EpochMetrics.add
     for step in range(1, 9):  # 8 frames in batches of 2, 2 epochs
         taken = 0
 
@@ -70,12 +70,12 @@ def test_stopped_at_any_step_and_resumed_equals_undisturbed(tiny_dataset, tmp_pa
             if taken == step:
                 os.kill(os.getpid(), signal.SIGTERM if step % 2 else signal.SIGINT)
 
-        monkeypatch.setattr(Tally, "add", stop_at)
+        monkeypatch.setattr(EpochMetrics, "add", stop_at)
         folder = tmp_path / f"stopped-{step}"
         with pytest.raises(Interrupted, match=f"step {step}, which is saved") as caught:
             learn(entry, tiny_dataset, folder)
         assert caught.value.signal == (signal.SIGTERM if step % 2 else signal.SIGINT)
-        monkeypatch.setattr(Tally, "add", add)
+        monkeypatch.setattr(EpochMetrics, "add", add)
         assert f"-{step:08d}-" in Checkpoints(folder).files()[-1].name
         assert equal(learn(entry, tiny_dataset, folder), whole)
 
@@ -545,13 +545,13 @@ def test_a_drive_that_goes_away_during_a_run_does_not_end_it(
 
 
 def test_an_interrupted_run_leaves_its_last_state_on_the_drive(tiny_dataset, tmp_path, monkeypatch):
-    add = Tally.add
+    add = EpochMetrics.add
 
     def stop(self, *args):
         add(self, *args)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Tally, "add", stop)
+    monkeypatch.setattr(EpochMetrics, "add", stop)
     with pytest.raises(Interrupted):
         run(experiment(), tiny_dataset, tmp_path / "out", mirror=tmp_path / "drive")
     complete(Checkpoints(tmp_path / "out" / "checkpoints"), tmp_path / "drive")

@@ -2,7 +2,7 @@
 
 import open_clip
 
-from camvid_lang.taxonomy import CLASSES, DESCRIPTIONS, GROUPS, ORIGINAL_COLOURS, PALETTE, VOID
+from camvid_lang.data.classes import CLASSES, DESCRIPTIONS, GROUPS, ORIGINAL_COLOURS, PALETTE, VOID
 
 
 def test_ids_are_the_customary_ones():

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-import camvid_lang.text as text_module
-from camvid_lang.encoder import TINY
+from camvid_lang.data.classes import ALIASES, CLASSES, DESCRIPTIONS
 from camvid_lang.errors import InputError
-from camvid_lang.taxonomy import ALIASES, CLASSES, DESCRIPTIONS
-from camvid_lang.text import CLIPText, PhraseFile, class_phrases, embed_classes, parse_classes
+from camvid_lang.models import text as text_module
+from camvid_lang.models.encoder import TINY
+from camvid_lang.models.text import (
+    CLIPText,
+    PhraseFile,
+    class_phrases,
+    embed_classes,
+    parse_classes,
+)
 
 LONG = " ".join(["pavement"] * 100)
 

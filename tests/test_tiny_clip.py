@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from camvid_lang import captions, tiny_clip
-from camvid_lang.encoder import DenseCLIPEncoder
-from camvid_lang.scenes import draw_scene, scene_seed
-from camvid_lang.taxonomy import CLASSES, DESCRIPTIONS, NUM_CLASSES, VOID
+from camvid_lang.data.classes import CLASSES, DESCRIPTIONS, NUM_CLASSES, VOID
+from camvid_lang.models.encoder import DenseCLIPEncoder
+from camvid_lang.scenes import captions, tiny_clip
+from camvid_lang.scenes.dataset import draw_scene, scene_seed
 
 WEIGHTS = tiny_clip.CONFIG.with_suffix(".safetensors")
 

@@ -6,17 +6,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from camvid_lang import learner
-from camvid_lang.assembly import build_model
-from camvid_lang.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
-from camvid_lang.data import load
-from camvid_lang.devices import mixed_precision, pick_device
-from camvid_lang.encoder import TINY, load_clip
+from camvid_lang.data.camvid import load
+from camvid_lang.data.classes import CLASSES
+from camvid_lang.device import mixed_precision, pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
-from camvid_lang.learner import Learner
-from camvid_lang.taxonomy import CLASSES
-from camvid_lang.training import train
+from camvid_lang.models.encoder import TINY, load_clip
+from camvid_lang.run import build_model
+from camvid_lang.training import loop as learner
+from camvid_lang.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from camvid_lang.training.loop import Trainer, train
 
 CPU = torch.device("cpu")
 
@@ -178,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tiny_dataset, 
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny_dataset, tmp_path, monkeypatch):
-    step = Learner.step
+    step = Trainer.step
 
     def spoiling(self, images, labels):
         # After a good loss, as when the gradients overflow: no later step of the epoch tells.
@@ -187,7 +186,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_dataset, tmp_path, mon
             next(self.model.decoder_parameters()).data.view(-1)[0] = float("inf")
         return loss, output
 
-    monkeypatch.setattr(Learner, "step", spoiling)
+    monkeypatch.setattr(Trainer, "step", spoiling)
     entry = experiment(batch_size=100)  # one step an epoch
     with pytest.raises(
         InputError, match=r"^weight \S+ became not finite at step 2 \(.*last-00000001"
@@ -199,13 +198,13 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_dataset, tmp_path, mon
 
 def test_whole_frames_are_trained_on_with_crop_0(tiny_dataset, tmp_path, monkeypatch):
     shapes = set()
-    step = Learner.step
+    step = Trainer.step
 
     def watched(self, images, labels):
         shapes.add((images.shape[2:], labels.shape[1:]))
         return step(self, images, labels)
 
-    monkeypatch.setattr(Learner, "step", watched)
+    monkeypatch.setattr(Trainer, "step", watched)
     learn(experiment(epochs=1, crop=0), tiny_dataset, tmp_path / "c")
     assert shapes == {((96, 128), (96, 128))}
 

@@ -22,20 +22,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from camvid_lang import download
-from camvid_lang.checkpoint import load_checkpoint, save_checkpoint
 from camvid_lang.cli import main
-from camvid_lang.data import read_image, read_label
+from camvid_lang.data import download
+from camvid_lang.data.camvid import read_image, read_label, read_manifest
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
-from camvid_lang.manifest import read_manifest
+from camvid_lang.models.text import (
+    CLIPText,
+    PhraseFile,
+    class_phrases,
+    embed_classes,
+    parse_classes,
+)
+from camvid_lang.notebook import Session
+from camvid_lang.report.html import report_runs
 from camvid_lang.results import FigureData, read_figures, read_results, write_figures
-from camvid_lang.run_reports import report_runs
-from camvid_lang.runs import run
-from camvid_lang.segment import segment_files
-from camvid_lang.session import Session
-from camvid_lang.text import CLIPText, PhraseFile, class_phrases, embed_classes, parse_classes
-from camvid_lang.words import read_phrases
+from camvid_lang.run import run
+from camvid_lang.segmenter import read_phrases, segment_files
+from camvid_lang.training.checkpoint import load_checkpoint, save_checkpoint
 
 # Of the archives made here, not of the code that reads them.
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")

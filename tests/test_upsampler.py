@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from camvid_lang.upsampler import SpatialPyramidPooling, Upsampler
+from camvid_lang.models.upsampler import SpatialPyramidPooling, Upsampler
 
 THESIS_CHANNELS = (128, 256, 512, 640)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import write_dataset
 
-from camvid_lang import text
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
-from camvid_lang.runs import load_run, run
-from camvid_lang.words import MAX_SIDE, Words, read_phrases, shrink
+from camvid_lang.models import text
+from camvid_lang.run import load_run, run
+from camvid_lang.segmenter import MAX_SIDE, Segmenter, read_phrases, shrink
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words(folder):
-    return Words(folder / "frozen-names", "cpu")
+    return Segmenter(folder / "frozen-names", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_similarity_is_the_cosine_with_the_classes(words):
 
 def test_the_text_tower_is_loaded_once(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("CAMVID_LANG_CACHE", str(tmp_path))
-    words, loads = Words(folder / "frozen-names", "cpu"), []
+    words, loads = Segmenter(folder / "frozen-names", "cpu"), []
     load = text.load_clip
     monkeypatch.setattr(text, "load_clip", lambda *a: loads.append(a) or load(*a))
     words.similarity(["van", "lorry"])
@@ -119,12 +119,12 @@ def test_an_answer_takes_a_second_or_two(words):
 
 def test_a_run_without_language_is_refused(folder):
     with pytest.raises(InputError, match=r"swiftnet.*knows its 11 classes only: choose one of"):
-        Words(folder / "swiftnet", "cpu")
+        Segmenter(folder / "swiftnet", "cpu")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no run \(no results.json"):
-        Words(tmp_path, "cpu")
+        Segmenter(tmp_path, "cpu")
 
 
 def test_a_phrase_that_is_too_long_is_told(words):

@@ -1,0 +1,155 @@
+"""The classes of CamVid: names, descriptions, colours, and the grouping of the original 32.
+
+A *taxonomy* is the closed list of things a pixel can be. CamVid's customary one has 11 classes,
+with ids 0 to 10 in the order of `CLASSES`; id 11 is *void*: pixels nobody labelled, which count in
+neither the loss nor any score.
+"""
+
+
+
+__all__ = [
+    "ALIASES",
+    "CLASSES",
+    "DESCRIPTIONS",
+    "GROUPS",
+    "NUM_CLASSES",
+    "ORIGINAL_COLOURS",
+    "PALETTE",
+    "VOID",
+]
+
+CLASSES = (
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
+NUM_CLASSES = len(CLASSES)
+VOID = NUM_CLASSES
+
+# Two sentences each, in an encyclopaedia's manner. The thesis took the opening of each class's
+# Wikipedia page; these are written for this project, so figures on descriptions are not expected
+# to agree with the thesis's to the decimal. All fit CLIP's context (a test counts the tokens).
+DESCRIPTIONS = {
+    "sky": (
+        "The sky is the open expanse of air seen above the horizon. By day it is blue or covered "
+        "with white and grey clouds."
+    ),
+    "building": (
+        "A building is a roofed structure with walls, windows and doors that stands permanently "
+        "in one place. Houses, shops and office blocks line the streets of a town."
+    ),
+    "pole": (
+        "A pole is a tall, thin, upright column of metal, wood or concrete fixed in the ground. "
+        "Along a street it carries lamps, cables or signs."
+    ),
+    "road": (
+        "A road is a hard, level strip of asphalt laid out for the traffic of vehicles. White "
+        "markings painted on its grey surface divide it into lanes."
+    ),
+    "pavement": (
+        "A pavement, or sidewalk, is a paved path for people on foot beside a street. A raised "
+        "kerb separates it from the traffic."
+    ),
+    "tree": (
+        "A tree is a tall plant with a woody trunk and a crown of branches and green leaves. "
+        "Trees, bushes and hedges make up the vegetation beside a street."
+    ),
+    "sign": (
+        "A traffic sign is a flat panel with symbols or words, put up to instruct drivers. Its "
+        "bright colours and plain shape make it easy to read from a distance."
+    ),
+    "fence": (
+        "A fence is a low barrier of posts joined by rails, boards or wire mesh. It encloses a "
+        "garden or keeps people away from the traffic."
+    ),
+    "car": (
+        "A car is a motor vehicle on four wheels that carries a few people along the roads. It has "
+        "a painted metal body with windows, lights and a number plate."
+    ),
+    "pedestrian": (
+        "A pedestrian is a person who travels on foot, walking or standing in the street. "
+        "Pedestrians keep to the pavement and cross the road at crossings."
+    ),
+    "bicyclist": (
+        "A bicyclist is a person who rides a bicycle by turning its pedals. The rider sits upright "
+        "on a saddle between two thin wheels, holding the handlebars."
+    ),
+}
+
+# Other words for the same class, tried in this order when a file of phrases lacks the name itself.
+# The first of each is the word Cityscapes uses.
+ALIASES = {
+    "sky": ("sky",),
+    "building": ("building",),
+    "pole": ("pole",),
+    "road": ("road",),
+    "pavement": ("sidewalk", "pavement"),
+    "tree": ("vegetation", "tree"),
+    "sign": ("traffic sign", "road sign", "street sign"),
+    "fence": ("fence",),
+    "car": ("car",),
+    "pedestrian": ("person", "pedestrian"),
+    "bicyclist": ("rider", "cyclist"),
+}
+
+# Colours of the original 720x960 release (Brostow et al., 2008), red, green, blue in 0..255.
+ORIGINAL_COLOURS = {
+    "Animal": (64, 128, 64),
+    "Archway": (192, 0, 128),
+    "Bicyclist": (0, 128, 192),
+    "Bridge": (0, 128, 64),
+    "Building": (128, 0, 0),
+    "Car": (64, 0, 128),
+    "CartLuggagePram": (64, 0, 192),
+    "Child": (192, 128, 64),
+    "Column_Pole": (192, 192, 128),
+    "Fence": (64, 64, 128),
+    "LaneMkgsDriv": (128, 0, 192),
+    "LaneMkgsNonDriv": (192, 0, 64),
+    "Misc_Text": (128, 128, 64),
+    "MotorcycleScooter": (192, 0, 192),
+    "OtherMoving": (128, 64, 64),
+    "ParkingBlock": (64, 192, 128),
+    "Pedestrian": (64, 64, 0),
+    "Road": (128, 64, 128),
+    "RoadShoulder": (128, 128, 192),
+    "Sidewalk": (0, 0, 192),
+    "SignSymbol": (192, 128, 128),
+    "Sky": (128, 128, 128),
+    "SUVPickupTruck": (64, 128, 192),
+    "TrafficCone": (0, 0, 64),
+    "TrafficLight": (0, 64, 64),
+    "Train": (192, 64, 128),
+    "Tree": (128, 128, 0),
+    "Truck_Bus": (192, 128, 192),
+    "Tunnel": (64, 0, 64),
+    "VegetationMisc": (192, 192, 0),
+    "Void": (0, 0, 0),
+    "Wall": (64, 192, 0),
+}
+
+# The customary grouping of the 32 into the 11; what stands in no group ("Void") is void.
+GROUPS = {
+    "sky": ("Sky",),
+    "building": ("Building", "Archway", "Bridge", "Tunnel", "Wall"),
+    "pole": ("Column_Pole", "TrafficCone"),
+    "road": ("Road", "LaneMkgsDriv", "LaneMkgsNonDriv"),
+    "pavement": ("Sidewalk", "ParkingBlock", "RoadShoulder"),
+    "tree": ("Tree", "VegetationMisc"),
+    "sign": ("SignSymbol", "Misc_Text", "TrafficLight"),
+    "fence": ("Fence",),
+    "car": ("Car", "OtherMoving", "SUVPickupTruck", "Train", "Truck_Bus"),
+    "pedestrian": ("Pedestrian", "Animal", "CartLuggagePram", "Child"),
+    "bicyclist": ("Bicyclist", "MotorcycleScooter"),
+}
+
+# A class is drawn in the original colour of the first member of its group, void in black.
+PALETTE = (*(ORIGINAL_COLOURS[GROUPS[name][0]] for name in CLASSES), (0, 0, 0))

@@ -1,0 +1,1 @@
+"""The thesis's tables and figures, and the HTML report."""
