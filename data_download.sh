@@ -3,9 +3,10 @@
 # Other sources: sh data_download.sh --help. Python: $PYTHON, else .venv, else python3.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+needs='import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in ("PIL", "torch", "tqdm")))'
 [ $# -gt 0 ] || set -- data/camvid
 for python in ${PYTHON:+"$PYTHON"} "$here/.venv/bin/python" python3 python; do
-    if command -v "$python" >/dev/null 2>&1 && "$python" -c "import PIL, torch, tqdm" 2>/dev/null; then
+    if command -v "$python" >/dev/null 2>&1 && "$python" -c "$needs" 2>/dev/null; then
         # The working folder stays the caller's: DIR may be relative.
         PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" \
             exec "$python" -m camvid_lang data download "$@"
