@@ -15,7 +15,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -200,12 +200,9 @@ def read_manifest() -> dict[str, str]:
     return {key: digest for digest, key in (line.split("  ") for line in lines)}
 
 
-class Pair(NamedTuple):
-    """A frame and its label; `name` is like "test/0001TP_008550"."""
-
-    name: str
-    image: Path
-    label: Path
+def _label_of(name: str) -> str:
+    """ "test/0001TP_008550" -> "testannot/0001TP_008550"."""
+    return name.replace("/", "annot/", 1)
 
 
 def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
@@ -231,34 +228,37 @@ def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[s
     return found
 
 
-def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[list[Pair], list[str]]:
-    """Frames and labels matched by name, sorted per split; and problems with the files."""
+def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """{"train/NAME" or "trainannot/NAME": path} of all pairs, by split and name; and problems."""
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         raise InputError(f"{root}: {what}; download CamVid with `sh data_download.sh {root}`")
     if (root / "CamVid" / "train").is_dir() and not (root / "train").is_dir():
         raise InputError(f"{root}: the data set is in {root / 'CamVid'}; give that folder")
-    pairs, problems = [], []
+    files, problems = {}, []
     for split in splits:
-        folder, annot = root / split, root / f"{split}annot"
-        images = _files(folder, SUFFIXES, problems)
-        labels = _files(annot, (".png",), problems)
-        if images and labels:  # otherwise the folder is the problem, not each file
-            for stem in sorted(images.keys() ^ labels.keys()):
-                if stem in images:
-                    problems.append(f"{images[stem]}: no label {annot / stem}.png")
-                else:
-                    problems.append(f"{labels[stem]}: no frame {folder / stem}.png")
-        pairs += [
-            Pair(f"{split}/{stem}", images[stem], labels[stem]) for stem in images if stem in labels
-        ]
-    return pairs, problems
+        images = _files(root / split, SUFFIXES, problems)
+        labels = _files(root / f"{split}annot", (".png",), problems)
+        if not images or not labels:  # the folder is the problem, not each file
+            continue
+        for stem in sorted(images.keys() | labels.keys()):
+            if stem not in labels:
+                problems.append(f"{images[stem]}: no label {root / f'{split}annot' / stem}.png")
+            elif stem not in images:
+                problems.append(f"{labels[stem]}: no frame {root / split / stem}.png")
+            else:
+                files |= {f"{split}/{stem}": images[stem], f"{split}annot/{stem}": labels[stem]}
+    return files, problems
+
+
+def _names(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if "annot/" not in key]
 
 
 def _read_pairs(
-    pairs: Sequence[Pair], read: Callable[[Path], np.ndarray | Pixels]
-) -> tuple[list[tuple], tuple[int, int] | None, list[str]]:
-    """What `read` returns for frames and labels, the most frequent (H, W), and all problems."""
+    files: dict[str, Path], read: Callable[[Path], np.ndarray | Pixels]
+) -> tuple[dict, tuple[int, int] | None, list[str]]:
+    """What `read` returns for each file, the most frequent (H, W) of frames, and all problems."""
 
     def attempt(path: Path) -> np.ndarray | Pixels | InputError:
         try:
@@ -268,51 +268,47 @@ def _read_pairs(
 
     # Threads, since Pillow, numpy and hashlib release the interpreter's lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda pair: (attempt(pair.image), attempt(pair.label)), pairs))
-    sizes = Counter(image.shape[:2] for image, _ in found if not isinstance(image, InputError))
+        values = dict(zip(files, pool.map(attempt, files.values()), strict=True))
+    problems = {key: str(value) for key, value in values.items() if isinstance(value, InputError)}
+    sizes = Counter(values[name].shape[:2] for name in _names(files) if name not in problems)
     size = sizes.most_common(1)[0][0] if sizes else None
-    problems = []
-    for pair, (image, label) in zip(pairs, found, strict=True):
-        if errors := [str(value) for value in (image, label) if isinstance(value, InputError)]:
-            problems += errors
+    for name in _names(files):
+        label = _label_of(name)
+        if name in problems or label in problems:
             continue
-        high, wide = image.shape[:2]
+        (high, wide), found = values[name].shape[:2], values[label].shape
         if (high, wide) != size:
-            problems.append(f"{pair.image}: frame is {high}x{wide}, most are {size[0]}x{size[1]}")
-        if label.shape != (high, wide):
-            found_size = "x".join(map(str, label.shape))
-            problems.append(f"{pair.label}: label is {found_size}, its frame {high}x{wide}")
-    return found, size, problems
+            problems[name] = f"{files[name]}: frame is {high}x{wide}, most are {size[0]}x{size[1]}"
+        if found != (high, wide):
+            problems[label] = f"{files[label]}: label is {found}, its frame {(high, wide)}"
+    return values, size, list(problems.values())
 
 
 def _differences(
-    pairs: Sequence[Pair], splits: Sequence[str], found: Sequence[tuple] = ()
+    files: dict[str, Path], splits: Sequence[str], values: dict
 ) -> dict[str, list[str]] | None:
-    """{kind: names} of what differs from the release: names, and pixels where `found` has them.
+    """{kind: names} of what differs from the release, in names and in the digests of `values`.
 
     None for data that is not CamVid: fewer than half of the names are the release's.
     """
-    release = read_manifest()
-    frames = {key for key in release if "annot/" not in key}
-    stems = {key.split("/")[1] for key in frames}
-    names = {pair.name for pair in pairs}
+    release, names = read_manifest(), set(_names(files))
+    frames = set(_names(release))
+    stems = {name.split("/")[1] for name in frames}
     known = {name for name in names if name.split("/")[1] in stems}
     if 2 * len(known) < max(1, len(names)):
         return None
+    differ = [
+        key
+        for key, value in values.items()
+        if key in release and getattr(value, "digest", "unreadable") != release[key]
+    ]
     differences = {
-        "frames missing": {key for key in frames if key.split("/")[0] in splits} - names,
+        "frames missing": {name for name in frames if name.split("/")[0] in splits} - names,
         "frames of another split": known - frames,
         "frames not in the release": names - known,
-        "images that differ": set(),
-        "labels that differ": set(),
+        "images that differ": _names(differ),
+        "labels that differ": set(differ).difference(_names(differ)),
     }
-    for pair, (image, label) in zip(pairs, found):  # noqa: B905, `found` may be empty
-        for key, value, kind in (
-            (pair.name, image, "images that differ"),
-            (pair.name.replace("/", "annot/", 1), label, "labels that differ"),
-        ):
-            if key in release and getattr(value, "digest", "unreadable") != release[key]:
-                differences[kind].add(key)
     return {kind: sorted(found) for kind, found in differences.items() if found}
 
 
@@ -325,9 +321,9 @@ def verify(root: str | Path) -> DataReport:
         InputError: `root` is not a folder. Everything else is reported.
     """
     root = Path(root)
-    pairs, problems = _find_pairs(root, FOLDERS)
-    found, size, unreadable = _read_pairs(pairs, pixels)
-    differences = _differences(pairs, FOLDERS, found)
+    files, problems = _find_pairs(root, FOLDERS)
+    values, size, unreadable = _read_pairs(files, pixels)
+    differences = _differences(files, FOLDERS, values)
     is_camvid = differences is not None
     name = "CamVid" if is_camvid else root.resolve().name
     try:
@@ -340,7 +336,7 @@ def verify(root: str | Path) -> DataReport:
     return DataReport(
         root=root,
         name=name,
-        counts={s: sum(pair.name.startswith(f"{s}/") for pair in pairs) for s in FOLDERS},
+        counts={split: sum(key.startswith(f"{split}/") for key in files) for split in FOLDERS},
         size=size,
         problems=tuple(problems),
         differences=differences or {},
@@ -380,24 +376,26 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least one frame is needed")
     root = Path(root)
-    pairs, problems = _find_pairs(root, SPLITS[split])
-    for kind, names in (_differences(pairs, SPLITS[split]) or {}).items():
+    files, problems = _find_pairs(root, SPLITS[split])
+    for kind, names in (_differences(files, SPLITS[split], {}) or {}).items():
         text = f"{root}: not the CamVid release: {len(names)} {kind}, such as {names[0]}"
         warnings.warn(f"{text}; scores are not comparable with published ones", stacklevel=2)
-    if limit is not None and limit < len(pairs):
-        pairs = [pairs[i * len(pairs) // limit] for i in range(limit)]
-    versions = tuple(_version(path) for pair in pairs for path in (pair.image, pair.label))
-    return _load(root, tuple(pairs), versions, tuple(problems))
+    names = _names(files)
+    if limit is not None and limit < len(names):
+        names = [names[i * len(names) // limit] for i in range(limit)]
+    versions = tuple((key, *_version(files[key])) for n in names for key in (n, _label_of(n)))
+    return _load(root, versions, tuple(problems))
 
 
 @lru_cache(maxsize=2)
-def _load(root: Path, pairs: Sequence[Pair], _versions: tuple, problems: Sequence[str]) -> Frames:
-    decoded, size, unreadable = _read_pairs(pairs, _read)
+def _load(root: Path, versions: tuple, problems: Sequence[str]) -> Frames:
+    files = {key: path for key, path, *_ in versions}
+    values, size, unreadable = _read_pairs(files, _read)
     raise_problems(root, [*problems, *unreadable])
-    images = torch.empty((len(pairs), 3, *size), dtype=torch.uint8)
-    labels = torch.empty((len(pairs), *size), dtype=torch.uint8)
-    for index, (image, label) in enumerate(decoded):
-        images[index] = torch.from_numpy(image).permute(2, 0, 1)
-        labels[index] = torch.from_numpy(label)
-        decoded[index] = None  # frees memory while the tensors fill
-    return Frames(images, labels, tuple(pair.name for pair in pairs))
+    names = _names(files)
+    images = torch.empty((len(names), 3, *size), dtype=torch.uint8)
+    labels = torch.empty((len(names), *size), dtype=torch.uint8)
+    for index, name in enumerate(names):  # `pop` frees memory while the tensors fill
+        images[index] = torch.from_numpy(values.pop(name)).permute(2, 0, 1)
+        labels[index] = torch.from_numpy(values.pop(_label_of(name)))
+    return Frames(images, labels, tuple(names))
