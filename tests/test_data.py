@@ -264,7 +264,7 @@ def test_read_image_converts_or_refuses(tmp_path: Path) -> None:
     assert read_image(tmp_path / "turned.png").shape == (6, 8, 3)
     assert read_image(tmp_path / "turned.png", upright=True).shape == (8, 6, 3)
     rewrite(tmp_path / "deep.png", grey.astype(np.uint16) * 1000)
-    with pytest.raises(InputError, match=r"deep\.png: image mode I;16, but 8 bits"):
+    with pytest.raises(InputError, match=r"deep\.png: image mode I;16, but an 8-bit image"):
         read_image(tmp_path / "deep.png")
     with pytest.raises(InputError, match=r"none\.png: .*No such file"):
         read_image(tmp_path / "none.png")

@@ -11,7 +11,6 @@ import json
 import pickle
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -495,14 +494,8 @@ def test_a_run_on_data_of_any_name_can_be_read_back(name, make_dataset, tmp_path
     assert "\n" not in stored
 
 
-def test_a_file_of_a_name_that_cannot_be_printed_is_one_line(finished, tiny_dataset, capsys):
-    for folder in ("test", "testannot"):
-        frame = next((tiny_dataset / folder).iterdir())
-        frame.rename(frame.with_name("b\udcff.png"))
-    command = ["run", "bilinear-names", "--profile", "smoke", "--out", str(tiny_dataset / "out")]
-    capsys.readouterr()
-    assert main([*command, "--data", str(tiny_dataset)]) == 1
-    assert r"test/'b\udcff.png': a name that cannot be printed" in capsys.readouterr().err
+def test_a_setting_that_cannot_be_printed_is_one_line(tiny_dataset, tmp_path, capsys):
+    command = ["run", "bilinear-names", "--profile", "smoke", "--out", str(tmp_path / "out")]
     assert main([*command, "--data", str(tiny_dataset), "--set", "weights=a\udcff"]) == 1
     assert "cannot be printed" in capsys.readouterr().err
 

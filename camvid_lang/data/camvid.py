@@ -140,7 +140,7 @@ def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
     """
     modes = "1 L LA P PA RGB RGBA RGBX CMYK YCbCr HSV LAB"
     turn = ImageOps.exif_transpose if upright else lambda image: image
-    needed = "8 bits per channel are needed; save it as RGB"
+    needed = "an 8-bit image is needed; save it as RGB"
     return _decode(Path(path), modes, needed, lambda image: turn(image).convert("RGB"))
 
 
@@ -335,7 +335,8 @@ def verify(root: str | Path) -> DataReport:
     problems += unreadable
     return DataReport(
         root=root,
-        name=name,
+        # Folders can have names that cannot be printed or written as UTF-8.
+        name=" ".join(name.encode(errors="replace").decode().split()),
         counts={split: sum(key.startswith(f"{split}/") for key in files) for split in FOLDERS},
         size=size,
         problems=tuple(problems),
