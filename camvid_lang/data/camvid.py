@@ -201,7 +201,7 @@ def read_manifest() -> dict[str, str]:
 
 
 def _label_of(name: str) -> str:
-    """ "test/0001TP_008550" -> "testannot/0001TP_008550"."""
+    """`test/NAME` -> `testannot/NAME`."""
     return name.replace("/", "annot/", 1)
 
 
