@@ -151,6 +151,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
     made = command(
+        "download",
+        "download",
+        "Put CamVid into a folder, or complete it there, every pixel checked",
+        parent=data,
+    )
+    made.add_argument("directory", metavar="DIR", help="folder to fill")
+    origin = made.add_mutually_exclusive_group()
+    origin.add_argument("--from", dest="source", help="folder, archive, or its http address")
+    origin.add_argument("--drive", metavar="ID", help="archive on Google Drive")
+
+    made = command(
         "segment",
         "segment",
         "Segment pictures with any words, by a trained run",
@@ -255,9 +266,15 @@ def verify(args: argparse.Namespace) -> None:
 
     report = verify_data(args.directory)
     print(report.summary())
-    wrong = len(report.problems) + len(report.missing)
+    wrong = len(report.problems) + len(report.differences)
     if wrong:
         raise InputError(f"{args.directory}: {wrong} thing(s) wrong, listed above")
+
+
+def download(args: argparse.Namespace) -> None:
+    from camvid_lang.data.download import download_camvid
+
+    print(download_camvid(args.directory, args.source, args.drive).summary())
 
 
 def segment(args: argparse.Namespace) -> None:
@@ -277,7 +294,7 @@ def _percent(value: float | None) -> str:
 
 ACTIONS = {
     action.__name__: action
-    for action in (demo, list_experiments, run, report, score, verify, segment)
+    for action in (demo, list_experiments, run, report, score, verify, download, segment)
 }
 
 

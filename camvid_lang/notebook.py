@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from camvid_lang.data.camvid import Frames, load, read_image
-from camvid_lang.data.download import fetch
+from camvid_lang.data.camvid import Frames, load_camvid, read_image
+from camvid_lang.data.download import download_camvid
 from camvid_lang.demo import demo_settings
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
@@ -235,7 +235,7 @@ class Session:
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:
         """A split of the data set in memory; under `smoke` at most 8 frames."""
-        return load(self.data, split, limit or (8 if self.profile == "smoke" else None))
+        return load_camvid(self.data, split, limit or (8 if self.profile == "smoke" else None))
 
 
 def describe(experiment: Experiment) -> str:
@@ -400,7 +400,7 @@ def _data_folder(data: str, profile: str, work: Path) -> Path:
         name = "scenes-smoke" if small else "scenes"
         return write_scenes(work / "data" / name, **small)
     if data == "camvid":
-        fetch(work / "data" / "camvid")
+        download_camvid(work / "data" / "camvid")
         return work / "data" / "camvid"
     folder = Path(data).expanduser()
     if not folder.is_dir():

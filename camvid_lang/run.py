@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from camvid_lang.data.camvid import DataReport, Frames, load, verify
+from camvid_lang.data.camvid import DataReport, Frames, load_camvid, verify
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES
 from camvid_lang.device import pick_device, reuse_freed_memory, to_device
 from camvid_lang.errors import InputError
@@ -189,7 +189,7 @@ def run(
     where = pick_device(device)
     if where.type == "cpu":
         reuse_freed_memory()
-    report = verify(data, decode=False)
+    report = verify(data)
     experiment = fit_crop(experiment, report.size)
     with folder_lock(out):
         copy = Mirror(out, Path(mirror)) if mirror else None
@@ -223,7 +223,8 @@ def _finished(
     if file.exists():
         results = read_results(file)
         measured = results.get("data") or {}
-        if measured.get("digest", report.digest) != report.digest:
+        test = load_camvid(report.root, experiment.test_split, experiment.limit or None)
+        if measured.get("digest", test.digest) != test.digest:
             raise InputError(
                 f"{file} was measured on other data ({measured.get('name')}) than {report.root} "
                 "holds: give the same --data, choose another --out, or start afresh with --fresh"
@@ -267,9 +268,9 @@ def _train_and_score(
     limit = experiment.limit or None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        test = load(data, experiment.test_split, limit)
+        test = load_camvid(data, experiment.test_split, limit)
         trained = experiment.epochs > 0
-        learning = load(data, experiment.train_split, limit) if trained else None
+        learning = load_camvid(data, experiment.train_split, limit) if trained else None
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"note: {message}")
     history = []
@@ -298,7 +299,7 @@ def _train_and_score(
             "train_frames": len(learning) if learning is not None else 0,
             "test_frames": len(test),
             "size": list(test.images.shape[-2:]),
-            "digest": report.digest,
+            "digest": test.digest,
             "complete": report.complete and not experiment.limit,
         },
         "encoder": describe_encoder(experiment),

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camvid_lang.data.camvid import pixels
+
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -73,7 +75,7 @@ def write_dataset(
     suffix: str = ".png",
     seed: int = 0,
 ) -> Path:
-    """A small valid data set of random pictures; every label holds all ids 0..11."""
+    """A small valid data set of random images; every label holds all ids 0..11."""
     random = np.random.default_rng(seed)
     height, width = size
     for split, count in (("train", train), ("val", val), ("test", test)):
@@ -81,7 +83,7 @@ def write_dataset(
             (root / folder).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             name = f"{split}_{number:03d}"
-            # Coarse blocks: real pictures are not white noise, and these compress.
+            # Blocks of 8x8 compress; white noise would not.
             image = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
             label = random.integers(0, 12, (height // 8, width // 8), dtype=np.uint8)
             image = image.repeat(8, axis=0).repeat(8, axis=1)
@@ -92,9 +94,15 @@ def write_dataset(
     return root
 
 
+def write_manifest(root: Path, path: Path) -> None:
+    """A manifest of the pixels of a data set, as the package has of CamVid."""
+    keys = {f"{file.parent.name}/{file.stem}": pixels(file).digest for file in root.glob("*/*.*")}
+    path.write_text("".join(f"{digest}  {key}\n" for key, digest in sorted(keys.items())))
+
+
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., Path]:
-    """`make_dataset(name="data", **options)`: a fresh tiny data set, options as above."""
+    """`make_dataset(name="data", **options)`: a new small data set, options as above."""
 
     def make(name: str = "data", **options: object) -> Path:
         return write_dataset(tmp_path / name, **options)
@@ -104,5 +112,5 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def tiny_dataset(make_dataset: Callable[..., Path]) -> Path:
-    """A fresh data set of 6 train, 2 val and 3 test frames of 96x128."""
+    """A new data set of 6 train, 2 val and 3 test frames of 96x128."""
     return make_dataset()

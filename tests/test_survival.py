@@ -16,7 +16,7 @@ import pytest
 import torch
 from kill_harness import Harness, equal
 
-from camvid_lang.data.camvid import load
+from camvid_lang.data.camvid import load_camvid
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
 from camvid_lang.run import build_model, run
@@ -45,7 +45,7 @@ def experiment(**changes):
 
 def learn(entry, data, folder):
     model = build_model(entry)
-    train(model, load(data, "trainval"), entry, Checkpoints(folder), CPU)
+    train(model, load_camvid(data, "trainval"), entry, Checkpoints(folder), CPU)
     return model.state_dict()
 
 

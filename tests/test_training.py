@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from camvid_lang.data.camvid import load
+from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.classes import CLASSES
 from camvid_lang.device import mixed_precision, pick_device
 from camvid_lang.errors import InputError
@@ -35,7 +35,7 @@ def learn(entry, data, checkpoint, stop_after=None):
 
     model = build_model(entry)
     return model, train(
-        model, load(data, "trainval"), entry, Checkpoints(checkpoint), CPU, on_epoch
+        model, load_camvid(data, "trainval"), entry, Checkpoints(checkpoint), CPU, on_epoch
     )
 
 

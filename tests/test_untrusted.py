@@ -9,11 +9,8 @@ import dataclasses
 import io
 import json
 import pickle
-import tarfile
 import warnings
-import zipfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from camvid_lang.cli import main
-from camvid_lang.data import download
-from camvid_lang.data.camvid import read_image, read_label, read_manifest
+from camvid_lang.data.camvid import read_image, read_label
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
 from camvid_lang.models.text import (
@@ -44,7 +40,7 @@ from camvid_lang.training.checkpoint import load_checkpoint, save_checkpoint
 # Of the archives made here, not of the code that reads them.
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 CASES: Counter[str] = Counter()
-LEAST = 2000
+LEAST = 1550
 
 
 def fuzz(cases):
@@ -191,99 +187,9 @@ def test_odd_sizes_are_segmented_or_refused(size, finished, tmp_path):
     content[16:24] = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
     content[29:33] = __import__("zlib").crc32(content[12:29]).to_bytes(4, "big")
     path.write_bytes(content)
-    with pytest.raises(InputError, match="too large"):
+    with pytest.raises(InputError, match="exceeds limit"):
         segment_files([path], parse_classes("road, sky"), finished, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
-
-
-# Archives
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    """A small release, its manifest, and it as archives."""
-    from conftest import write_dataset
-
-    base = tmp_path_factory.mktemp("release")
-    write_dataset(base / "CamVid", train=2, val=1, test=1, size=(16, 24))
-    download.make_manifest(base / "CamVid", base / "manifest")
-    archives = {}
-    with zipfile.ZipFile(base / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted((base / "CamVid").rglob("*.png")):
-            archive.write(path, path.relative_to(base))
-    for name, mode in (("all.tar", "w"), ("all.tar.gz", "w:gz")):
-        with tarfile.open(base / name, mode) as archive:
-            archive.add(base / "CamVid", "CamVid")
-    for name in ("all.zip", "all.tar", "all.tar.gz"):
-        archives[name] = (base / name).read_bytes()
-    return base / "manifest", archives
-
-
-def listing(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@fuzz(300)
-@given(name=st.sampled_from(["all.zip", "all.tar", "all.tar.gz"]), steps=changes)
-def test_damaged_archives_write_nothing_outside(name, steps, release, tmp_path_factory):
-    manifest, archives = release
-    parent = tmp_path_factory.mktemp("archive")
-    (parent / name).write_bytes(damage(archives[name], steps))
-    before = listing(parent)
-    with refused("archive"):
-        download.fetch(parent / "dest", source=parent / name, manifest=manifest)
-    wanted = read_manifest(manifest)
-    for path in listing(parent).keys() - before.keys():
-        inside = path.relative_to(parent / "dest")  # raises where it is not
-        key = f"{inside.parent}/{inside.stem}"
-        assert key in wanted or inside.name == "dataset.json", inside
-
-
-names = st.one_of(
-    st.sampled_from(
-        [
-            "../../evil.png",
-            "/tmp/evil.png",
-            "CamVid/train/../../../evil.png",
-            "C:\\evil.png",
-            "..\\evil.png",
-            "CamVid/train/train_000.png",
-            "CamVid/trainannot/train_000.png",
-            "CamVid/train/\x00evil.png",
-            "train/train_001.png/x",
-        ]
-    ),
-    st.text(min_size=1, max_size=40),
-)
-
-
-@fuzz(150)
-@given(entries=st.lists(st.tuples(names, st.binary(max_size=60)), max_size=5), as_zip=st.booleans())
-def test_archives_with_hostile_names_write_nothing_outside(
-    entries, as_zip, release, tmp_path_factory
-):
-    manifest, _ = release
-    parent = tmp_path_factory.mktemp("hostile")
-    source = parent / "hostile"
-    with contextlib.suppress(ValueError, UnicodeEncodeError, OSError):
-        if as_zip:
-            with zipfile.ZipFile(source, "w") as archive, contextlib.suppress(UserWarning):
-                for name, content in entries:
-                    archive.writestr(zipfile.ZipInfo(name), content)
-        else:
-            with tarfile.open(source, "w") as archive:
-                for index, (name, content) in enumerate(entries):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    info.type = (tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)[index % 3]
-                    info.linkname = "/etc/passwd"
-                    archive.addfile(info, io.BytesIO(content))
-    before = listing(parent)
-    with refused("archive"):
-        download.fetch(parent / "dest", source=source, manifest=manifest)
-    for path in listing(parent).keys() - before.keys():
-        assert (parent / "dest") in path.parents
-    assert not Path("/tmp/evil.png").exists()
 
 
 # Checkpoints
@@ -588,14 +494,8 @@ def test_a_run_on_data_of_any_name_can_be_read_back(name, make_dataset, tmp_path
     assert "\n" not in stored
 
 
-def test_a_file_of_a_name_that_cannot_be_printed_is_one_line(finished, tiny_dataset, capsys):
-    for folder in ("test", "testannot"):
-        frame = next((tiny_dataset / folder).iterdir())
-        frame.rename(frame.with_name("b\udcff.png"))
-    command = ["run", "bilinear-names", "--profile", "smoke", "--out", str(tiny_dataset / "out")]
-    capsys.readouterr()
-    assert main([*command, "--data", str(tiny_dataset)]) == 1
-    assert r"test/'b\udcff.png': a name that cannot be printed" in capsys.readouterr().err
+def test_a_setting_that_cannot_be_printed_is_one_line(tiny_dataset, tmp_path, capsys):
+    command = ["run", "bilinear-names", "--profile", "smoke", "--out", str(tmp_path / "out")]
     assert main([*command, "--data", str(tiny_dataset), "--set", "weights=a\udcff"]) == 1
     assert "cannot be printed" in capsys.readouterr().err
 
@@ -669,4 +569,4 @@ def test_enough_cases_were_tried(request):
     if len([item for item in request.session.items if item.path == request.path]) < 60:
         pytest.skip("only a part of this file was selected")
     assert sum(CASES.values()) >= LEAST, CASES
-    assert {"picture", "label", "archive", "checkpoint", "phrase"} <= CASES.keys()
+    assert {"picture", "label", "checkpoint", "phrase"} <= CASES.keys()

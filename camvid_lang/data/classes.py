@@ -1,11 +1,8 @@
 """The classes of CamVid: names, descriptions, colours, and the grouping of the original 32.
 
-A *taxonomy* is the closed list of things a pixel can be. CamVid's customary one has 11 classes,
-with ids 0 to 10 in the order of `CLASSES`; id 11 is *void*: pixels nobody labelled, which count in
-neither the loss nor any score.
+The 11 classes have ids 0 to 10 in the order of `CLASSES`; id 11 is void: pixels without a label,
+which count in neither the loss nor any score.
 """
-
-
 
 __all__ = [
     "ALIASES",
@@ -34,9 +31,9 @@ CLASSES = (
 NUM_CLASSES = len(CLASSES)
 VOID = NUM_CLASSES
 
-# Two sentences each, in an encyclopaedia's manner. The thesis took the opening of each class's
-# Wikipedia page; these are written for this project, so figures on descriptions are not expected
-# to agree with the thesis's to the decimal. All fit CLIP's context (a test counts the tokens).
+# Two sentences each, as in an encyclopaedia. The thesis used the opening of each class's Wikipedia
+# page; these were written for this project, so scores with descriptions will differ slightly from
+# the thesis's. All fit CLIP's context (a test counts the tokens).
 DESCRIPTIONS = {
     "sky": (
         "The sky is the open expanse of air seen above the horizon. By day it is blue or covered "
@@ -84,8 +81,8 @@ DESCRIPTIONS = {
     ),
 }
 
-# Other words for the same class, tried in this order when a file of phrases lacks the name itself.
-# The first of each is the word Cityscapes uses.
+# Other words for a class, tried in this order when a text bank does not have its name.
+# The first is the word in Cityscapes.
 ALIASES = {
     "sky": ("sky",),
     "building": ("building",),
@@ -100,7 +97,7 @@ ALIASES = {
     "bicyclist": ("rider", "cyclist"),
 }
 
-# Colours of the original 720x960 release (Brostow et al., 2008), red, green, blue in 0..255.
+# Colours of the original 720x960 release (Brostow et al., 2008), RGB in 0..255.
 ORIGINAL_COLOURS = {
     "Animal": (64, 128, 64),
     "Archway": (192, 0, 128),
@@ -136,7 +133,7 @@ ORIGINAL_COLOURS = {
     "Wall": (64, 192, 0),
 }
 
-# The customary grouping of the 32 into the 11; what stands in no group ("Void") is void.
+# The usual grouping of the 32 into the 11; what is in no group ("Void") is void.
 GROUPS = {
     "sky": ("Sky",),
     "building": ("Building", "Archway", "Bridge", "Tunnel", "Wall"),
@@ -151,5 +148,5 @@ GROUPS = {
     "bicyclist": ("Bicyclist", "MotorcycleScooter"),
 }
 
-# A class is drawn in the original colour of the first member of its group, void in black.
+# A class has the original colour of the first member of its group; void is black.
 PALETTE = (*(ORIGINAL_COLOURS[GROUPS[name][0]] for name in CLASSES), (0, 0, 0))

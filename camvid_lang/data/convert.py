@@ -1,4 +1,4 @@
-"""Labels of other copies of CamVid, brought to the ids of the 11 classes."""
+"""Convert labels of other copies of CamVid to the ids of the 11 classes."""
 
 import numpy as np
 
@@ -7,36 +7,43 @@ from camvid_lang.errors import InputError
 
 __all__ = ["group_labels"]
 
-def _code(colour: tuple[int, int, int]) -> int:
-    return colour[0] << 16 | colour[1] << 8 | colour[2]
-
-
-def _colour_table() -> tuple[np.ndarray, np.ndarray]:
-    """Colours of the original release as sorted 24-bit codes, and the class id of each."""
-    class_of = {member: CLASSES.index(name) for name, group in GROUPS.items() for member in group}
-    pairs = sorted((_code(rgb), class_of.get(name, VOID)) for name, rgb in ORIGINAL_COLOURS.items())
-    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], dtype=np.uint8)
-
 
 def group_labels(rgb: np.ndarray) -> np.ndarray:
-    """Colour-coded label of the original 32-class release -> uint8 (H, W) of ids 0..11.
+    """Colour label of the original release with 32 classes -> uint8 (H, W) of ids 0..11.
 
-    `rgb` is uint8 (H, W, 3), 720x960 in the release. Grouping: `taxonomy.GROUPS`; a colour that
-    stands in no group is void. Raises `InputError` naming a colour the release does not have.
+    Args:
+        rgb: uint8 (H, W, 3), 720x960 in the release.
+
+    Returns:
+        Ids as in `classes.GROUPS`; a colour of no group is void.
+
+    Raises:
+        InputError: a colour that is not one of the release's 32.
+
+    Example:
+        >>> road, void = ORIGINAL_COLOURS["Road"], ORIGINAL_COLOURS["Void"]
+        >>> group_labels(np.array([[road, void]], dtype=np.uint8))
+        array([[ 3, 11]], dtype=uint8)
     """
     rgb = np.asarray(rgb)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise InputError(f"colour label: uint8 (H, W, 3) is needed, not {rgb.dtype} {rgb.shape}")
-    codes, ids = _colour_table()
-    wide = rgb.astype(np.int64)
-    values = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-    places = np.searchsorted(codes, values).clip(max=len(codes) - 1)
-    unknown = codes[places] != values
+    group = {member: CLASSES.index(name) for name, members in GROUPS.items() for member in members}
+    # Colours as sorted 24-bit numbers, and the class id of each.
+    table = sorted(
+        (red << 16 | green << 8 | blue, group.get(name, VOID))
+        for name, (red, green, blue) in ORIGINAL_COLOURS.items()
+    )
+    codes = np.array([code for code, _ in table])
+    ids = np.array([class_id for _, class_id in table], dtype=np.uint8)
+    values = rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    positions = np.searchsorted(codes, values).clip(max=len(codes) - 1)
+    unknown = codes[positions] != values
     if unknown.any():
         row, column = np.argwhere(unknown)[0]
-        colour = tuple(int(part) for part in rgb[row, column])
         raise InputError(
-            f"colour label: {colour} at row {row}, column {column} is none of the release's 32 "
-            f"colours ({int(unknown.sum())} such pixels); use the lossless PNG labels, not resized"
+            f"colour label: {tuple(rgb[row, column].tolist())} at row {row}, column {column} is "
+            f"not one of the release's 32 colours ({int(unknown.sum())} such pixels); use the PNG "
+            "labels of the release, not resized"
         )
-    return ids[places]
+    return ids[positions]

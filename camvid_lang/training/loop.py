@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from camvid_lang.data.augment import batches, number_of_batches
+from camvid_lang.data.augment import number_of_batches, random_crops
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import VOID
 from camvid_lang.device import autocast, mixed_precision, short_name
@@ -458,15 +458,11 @@ def train(
                 tally = EpochMetrics(device)
                 learner.order = torch.randperm(len(frames), generator=learner.shuffle)
             started = time.perf_counter() - tally.seconds
-            crops = batches(
-                frames,
-                experiment.batch_size,
-                experiment.crop,
-                learner.shuffle,
-                learner.order,
-                tally.steps,
-            )
-            for images, labels, indices in crops:
+            size = experiment.crop or tuple(frames.images.shape[-2:])
+            for indices in learner.order.split(experiment.batch_size)[tally.steps : steps]:
+                images, labels = random_crops(
+                    frames.images, frames.labels, size, learner.shuffle, indices.tolist()
+                )
                 loss, output = learner.step(images, labels)
                 tally.add(loss, output, labels, indices)
                 bar.update()
