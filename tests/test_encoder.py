@@ -16,7 +16,7 @@ from camvid_lang.models.encoder import (
     load_resnet18,
 )
 from camvid_lang.models.segmentation import CLIPUpsampler
-from camvid_lang.models.text import CLIPText, class_phrases, embed_classes
+from camvid_lang.models.text import CLIPTextEncoder, class_prompts, embed_classes
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_the_real_architecture_runs_from_a_local_file(tmp_path):
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
     del model
     clip = load_clip(THESIS_ENCODER, str(file))
-    text = embed_classes(class_phrases("names"), CLIPText(THESIS_ENCODER, str(file), tmp_path))
+    text = embed_classes(class_prompts("names"), CLIPTextEncoder(THESIS_ENCODER, str(file), tmp_path))
     assert text.shape == (11, 640)
     encoder = DenseCLIPEncoder(clip)
     assert encoder.channels == (128, 256, 512, 640)

@@ -14,7 +14,7 @@ from camvid_lang.cli import main
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import chance_scores, confusion_matrix, score_folders, scores
+from camvid_lang.evaluation import chance_scores, confusion_matrix, score, scores
 
 
 def independent(pairs):
@@ -128,26 +128,26 @@ def test_score_counts_files_of_either_spelling_and_waits_for_no_pipe(tmp_path):
     predictions, labels = folders(tmp_path, [(full(1), full(1)), (full(2), full(3))])
     (tmp_path / "labels" / "1.png").rename(tmp_path / "labels" / "1.PNG")
     os.mkfifo(tmp_path / "labels" / "2.png")
-    assert score_folders(predictions, labels)["accuracy"] == 50
+    assert score(predictions, labels)["accuracy"] == 50
     Image.fromarray(full(1)).save(tmp_path / "labels" / "1.png")
     Image.fromarray(full(1)).save(tmp_path / "labels" / "1.Pz.png")  # sorted between the two
     with pytest.raises(InputError, match=r"1\.png: 1\.PNG has the same name; keep one"):
-        score_folders(predictions, labels)
+        score(predictions, labels)
 
 
 def test_score_refuses_what_does_not_match(tmp_path):
     predictions, labels = folders(tmp_path, [(full(1), full(1)), (full(2), full(2))])
     (tmp_path / "labels" / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png"):
-        score_folders(predictions, labels)
+        score(predictions, labels)
     Image.fromarray(full(1)[:2]).save(tmp_path / "labels" / "1.png")
     with pytest.raises(InputError, match="5x4 but its label is 5x2"):
-        score_folders(predictions, labels)
+        score(predictions, labels)
     Image.fromarray(full(12)).save(tmp_path / "labels" / "1.png")
     with pytest.raises(InputError, match="12"):
-        score_folders(predictions, labels)
+        score(predictions, labels)
     with pytest.raises(InputError, match="does not exist"):
-        score_folders(tmp_path / "absent", labels)
+        score(tmp_path / "absent", labels)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no \.png"):
-        score_folders(tmp_path / "empty", labels)
+        score(tmp_path / "empty", labels)

@@ -61,23 +61,23 @@ def test_a_frozen_encoder_stays_as_it_is_and_the_rest_learns(kind, train_encoder
 
 def test_a_frozen_encoder_is_not_saved():
     model = make("ladder")
-    state = model.learned_state()
+    state = model.trained_state()
     assert state
     assert not any(name.startswith("encoder.") for name in state)
     other = make("ladder")
-    other.load_learned_state(state)
+    other.load_trained_state(state)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert other.eval()(images).equal(model.eval()(images))
-    assert any(name.startswith("encoder.") for name in make("ladder", True).learned_state())
+    assert any(name.startswith("encoder.") for name in make("ladder", True).trained_state())
 
 
 def test_states_that_do_not_fit_are_refused():
-    state = make("ladder").learned_state()
+    state = make("ladder").trained_state()
     with pytest.raises(RuntimeError):
-        make("adapter").load_learned_state(state)
+        make("adapter").load_trained_state(state)
     with pytest.raises(RuntimeError):
-        make("ladder", train_encoder=True).load_learned_state(state)
+        make("ladder", train_encoder=True).load_trained_state(state)
 
 
 def test_bilinear_is_the_dense_map_upsampled_and_compared():
