@@ -45,9 +45,8 @@ def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     size = NUM_CLASSES + 1
     total = torch.zeros(size, size, dtype=torch.long)
     for prediction, label in pairs:
-        counts = multiclass_confusion_matrix(
-            prediction.long(), label.long(), size, validate_args=False
-        )
+        pair = prediction.long(), label.long()
+        counts = multiclass_confusion_matrix(*pair, size, validate_args=False)
         total = total.to(counts.device) + counts
     return total
 
@@ -97,13 +96,13 @@ def evaluate(
     model: SegmentationModel, frames: Frames, batch_size: int = 2, desc: str = "evaluate"
 ) -> dict:
     """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists)."""
-    pairs = tqdm(
-        _predictions(model, frames, batch_size),
-        total=-(-len(frames) // batch_size),
-        desc=desc,
-        unit="batch",
-    )
-    confusion = confusion_matrix(pairs).cpu()
+    batches = -(-len(frames) // batch_size)
+    pairs = _predictions(model, frames, batch_size)
+    return _with_confusion(tqdm(pairs, desc=desc, total=batches, unit="batch"))
+
+
+def _with_confusion(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict:
+    confusion = confusion_matrix(pairs)
     return {**scores(confusion), "confusion": confusion.tolist()}
 
 
@@ -133,12 +132,9 @@ def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> 
 def chance_scores(frames: Frames, seed: int = 0) -> dict:
     """Like `evaluate`, for guessing each pixel's class uniformly at random."""
     generator = torch.Generator().manual_seed(seed)
-    guesses = (
-        (torch.randint(NUM_CLASSES, label.shape, generator=generator), label)
-        for label in frames.labels.cpu()
-    )
-    confusion = confusion_matrix(guesses)
-    return {**scores(confusion), "confusion": confusion.tolist()}
+    labels = frames.labels.cpu()
+    guesses = (torch.randint(NUM_CLASSES, x.shape, generator=generator) for x in labels)
+    return _with_confusion(zip(guesses, labels, strict=True))
 
 
 def score(predictions: str | Path, labels: str | Path) -> dict:
@@ -150,22 +146,19 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
     """
     folders = [_id_maps(Path(folder)) for folder in (predictions, labels)]
     if alone := sorted(folders[0].keys() ^ folders[1].keys()):
-        named = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
+        named = ", ".join(f"{name}.png" for name in alone[:5])
         raise InputError(
-            f"{len(alone)} file(s) are in only one of {predictions} and {labels}: {named}; "
-            "add or remove them"
+            f"{len(alone)} file(s) in only one of {predictions} and {labels} (first: {named}): "
+            "add their counterparts or remove them"
         )
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for prediction_file, label_file in ((f[name] for f in folders) for name in folders[0]):
-            prediction, label = (torch.tensor(read_label(f)) for f in (prediction_file, label_file))
-            if prediction.shape != label.shape:
-                sizes = ["x".join(map(str, x.shape[::-1])) for x in (prediction, label)]
-                raise InputError(
-                    f"{prediction_file} is {sizes[0]} but its label is {sizes[1]}: resize it to "
-                    "the label's size"
-                )
-            yield prediction, label
+        for name, file in folders[0].items():
+            pair = [torch.tensor(read_label(folder[name])) for folder in folders]
+            if pair[0].shape != pair[1].shape:
+                own, its = ("x".join(map(str, x.shape[::-1])) for x in pair)
+                raise InputError(f"{file} is {own} but its label is {its}: resize it to that")
+            yield pair[0], pair[1]
 
     return scores(confusion_matrix(pairs()))
 
@@ -176,9 +169,10 @@ def _id_maps(folder: Path) -> dict[str, Path]:
         raise InputError(f"folder {folder} is missing or is not a folder")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == ".png" and path.is_file() and not path.name.startswith("."):
-            if files.setdefault(path.stem, path) != path:
-                raise InputError(f"{path} and {files[path.stem].name} share a name: keep one")
+        if path.suffix.lower() != ".png" or path.name.startswith(".") or not path.is_file():
+            continue
+        if files.setdefault(path.stem, path) != path:
+            raise InputError(f"{path} and {files[path.stem].name} share a name: keep one")
     if not files:
         raise InputError(f"folder {folder} has no .png files: give one of id maps 0..11")
     return files

@@ -36,7 +36,13 @@ from camvid_lang.models.segmentation import (
     SegmentationModel,
     SwiftNet,
 )
-from camvid_lang.models.text import CLIPTextEncoder, TextBank, TextEncoder, class_prompts, embed_classes
+from camvid_lang.models.text import (
+    CLIPTextEncoder,
+    TextBank,
+    TextEncoder,
+    class_prompts,
+    embed_classes,
+)
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import FigureData, read_results, versions, write_figures, write_json
 from camvid_lang.training.checkpoint import (

@@ -31,12 +31,9 @@ __all__ = [
 
 ASSETS = Path(__file__).parent.parent / "assets"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What open_clip, timm, torch and safetensors raise for weights that are missing, damaged or of
-# another model; the hub's exceptions are OSErrors.
-UNLOADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
-    *(StopIteration, pickle.UnpicklingError, SafetensorError),
-)
+# Raised for weights that are missing, damaged or of another model; the hub's are OSErrors.
+UNLOADABLE = (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError)
+UNLOADABLE += (EOFError, StopIteration, pickle.UnpicklingError, SafetensorError)
 
 
 def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
@@ -59,8 +56,7 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
         open_clip.add_model_config(ASSETS / f"{TINY}.json")
     if name not in open_clip.list_models():
         raise InputError(
-            f"encoder '{name}' is not a model of open_clip: choose one that `python -c 'import "
-            "open_clip; print(open_clip.list_models())'` lists"
+            f"encoder {name!r} is not a model of open_clip: see open_clip.list_models()"
         )
     if weights == "random":
         return open_clip.create_model(name, load_weights=False).eval()
@@ -71,10 +67,7 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
             open_clip.download_pretrained(download)
     elif not Path(source).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise InputError(
-            f"weights '{source}' are neither a file nor a tag of {name} (tags: {tags}): "
-            "give a file in open_clip's format"
-        )
+        raise InputError(f"weights '{source}' are neither a file nor a tag of {name} (has: {tags})")
     with _explained(f"weights {source} do not fit open_clip's {name}"):
         model = open_clip.create_model(name, pretrained=source, require_pretrained=True)
     _refuse_not_finite(model, source)
@@ -91,23 +84,20 @@ def resolve_weights(name: str, weights: str = "") -> str:
         >>> resolve_weights("convnext_base_w_320")
         'laion_aesthetic_s13b_b82k_augreg'
     """
-    defaults = {TINY: str(ASSETS / f"{TINY}.safetensors"), THESIS_ENCODER: THESIS_WEIGHTS}
-    if source := weights or defaults.get(name):
-        return str(source)
+    defaults = {TINY: ASSETS / f"{TINY}.safetensors", THESIS_ENCODER: THESIS_WEIGHTS}
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if not tags:
-        raise InputError(f"open_clip has no weights for '{name}': set weights to a file")
-    return tags[0]
+    if source := weights or defaults.get(name) or next(iter(tags), ""):
+        return str(source)
+    raise InputError(f"open_clip has no weights for '{name}': set weights to a file")
 
 
 @contextmanager
 def _explained(problem: str) -> Iterator[None]:
-    """Report an error in loading weights as an `InputError`, its own text on one line."""
+    """Report a loading error as an `InputError`, its own text on one line."""
     try:
         yield
     except UNLOADABLE as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        reason = reason if len(reason) <= 300 else f"{reason[:297]}..."
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(f"{problem}: set weights to a file that fits ({reason})") from error
 
 
@@ -139,13 +129,10 @@ class DenseCLIPEncoder(nn.Module):
 
     Args:
         clip: an open_clip model whose image tower is a timm network with feature maps at strides
-            4, 8, 16 and 32 (all `convnext_*`).
+            4, 8, 16 and 32 (all `convnext_*`); another raises `InputError`.
 
     Attributes:
         channels: channels of the four maps; the last is the width of the text embeddings.
-
-    Raises:
-        InputError: an image tower without these maps.
     """
 
     def __init__(self, clip: open_clip.CLIP):
@@ -154,8 +141,8 @@ class DenseCLIPEncoder(nn.Module):
         info = getattr(getattr(self.visual, "trunk", None), "feature_info", None)
         if not info or [level["reduction"] for level in info] != [4, 8, 16, 32]:
             raise InputError(
-                f"the image tower of {type(clip).__name__} has no maps at strides 4, 8, 16 and 32: "
-                "choose a convnext_* model of open_clip"
+                "the encoder's image tower has no maps at strides 4, 8, 16 and 32: choose a "
+                "convnext_* model of open_clip"
             )
         preprocess = open_clip.get_model_preprocess_cfg(clip)
         self.normalise = _Normalise(preprocess["mean"], preprocess["std"])
@@ -188,11 +175,7 @@ class DenseCLIPEncoder(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """A ResNet-18 of timm, for SwiftNet and for the language model on a small machine.
-
-    Attributes:
-        channels: channels of the four maps.
-    """
+    """A ResNet-18 of timm, for SwiftNet and for the language model on a small machine."""
 
     channels = (64, 128, 256, 512)
 

@@ -55,15 +55,14 @@ def class_prompts(
         try:
             read = json.loads(Path(classes).read_text(encoding="utf-8"))
             if not isinstance(read, (list, dict)):
-                raise InputError("a JSON list or mapping of texts is needed")
+                raise InputError("a JSON list or mapping of prompts is needed")
             return class_prompts(read)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"text set '{classes}' is not a file: give names, descriptions or a JSON file"
-            ) from error
         except (OSError, ValueError, RecursionError, InputError) as error:
-            raise InputError(f"text set {classes}: {error}") from error
-    return _collect(classes.items() if isinstance(classes, Mapping) else zip(classes, classes))
+            raise InputError(
+                f"text set '{classes}' is not names, descriptions or a readable JSON file: {error}"
+            ) from error
+    pairs = classes.items() if isinstance(classes, Mapping) else [(name, name) for name in classes]
+    return _collect(pairs)
 
 
 def parse_classes(text: str) -> dict[str, list[str]]:
@@ -82,8 +81,7 @@ def parse_classes(text: str) -> dict[str, list[str]]:
         rows = list(csv.reader(text.splitlines(), skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise InputError(
-            f"classes cannot be read ({error}): put double quotes around a whole class, as in "
-            '"sign, round", tree'
+            f'classes cannot be read ({error}): quote a whole class, as in "sign, round", tree'
         ) from error
     entries = [[prompt.strip() for prompt in cell.split("|")] for row in rows for cell in row]
     return _collect((prompts[0], prompts) for prompts in entries if prompts != [""])
@@ -127,10 +125,7 @@ def embed_classes(classes: Mapping[str, Sequence[str]], encoder: TextEncoder) ->
     means = torch.stack([group.mean(dim=0) for group in groups])
     for name, length in zip(classes, means.norm(dim=1).tolist(), strict=True):
         if not length > 1e-6:  # also refuses NaN
-            raise InputError(
-                f"class {name!r}: the embeddings of its prompts cancel or are not finite: "
-                "change the prompts"
-            )
+            raise InputError(f"class {name!r}: the embeddings of its prompts cancel: change them")
     return F.normalize(means, dim=1)
 
 
@@ -138,7 +133,7 @@ class CLIPTextEncoder:
     """The text tower of a loaded open_clip model.
 
     Args:
-        clip: the model; its image tower may be in use elsewhere.
+        clip: the model; its image tower may be part of a segmentation model.
         name: its open_clip name, which determines the tokenizer.
     """
 
@@ -160,8 +155,7 @@ class CLIPTextEncoder:
         for prompt, row in zip(prompts, tokens, strict=True):
             if row[context]:
                 raise InputError(
-                    f"prompt '{prompt[:60]}' is longer than CLIP's {context} tokens: shorten it "
-                    "(about 50 words fit)"
+                    f"prompt {prompt[:60]!r} is longer than CLIP's {context} tokens: shorten it"
                 )
         batches = tokens[:, :context].split(64)
         return torch.cat([self.clip.encode_text(b, normalize=True) for b in batches]).float()
@@ -175,8 +169,7 @@ class TextBank:
     A class name of CamVid that is missing is looked up under `data.classes.ALIASES`.
 
     Raises:
-        InputError: a missing or damaged file, missing arrays, wrong shapes, or vectors that are
-            zero or not finite.
+        InputError: a missing or damaged file, wrong shapes, or vectors that are not usable.
     """
 
     def __init__(self, path: str | Path):
@@ -186,21 +179,16 @@ class TextBank:
             with np.load(self.path, allow_pickle=False) as archive:
                 phrases = archive["phrases"].astype(str)
                 vectors = torch.from_numpy(archive["embeddings"]).float()
-        except FileNotFoundError as error:
-            raise InputError(f"text bank {path} is missing") from error
-        except Exception as error:  # damaged archives make numpy and zipfile raise almost any
+            if vectors.ndim != 2 or phrases.shape != vectors.shape[:1]:
+                raise ValueError(f"shapes are {phrases.shape} and {tuple(vectors.shape)}")
+            if not (vectors.norm(dim=1) > 1e-12).all() or not vectors.isfinite().all():
+                raise ValueError("a vector is zero or not finite")
+        except Exception as error:  # numpy and zipfile raise almost anything for damaged files
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
-                f"text bank {path} is not an .npz of 'phrases' and 'embeddings' ({reason})"
+                f"text bank {path} is not an .npz of 'phrases' (n,) and 'embeddings' (n, C): "
+                f"{reason}"
             ) from error
-        if vectors.ndim != 2 or not len(vectors) or phrases.shape != vectors.shape[:1]:
-            raise InputError(
-                f"text bank {path}: 'phrases' must be (n,) and 'embeddings' (n, C), not "
-                f"{phrases.shape} and {tuple(vectors.shape)}"
-            )
-        lengths = vectors.norm(dim=1)
-        if not lengths.isfinite().all() or lengths.min() < 1e-12:
-            raise InputError(f"text bank {path} has a vector that is zero or not finite")
         self._vectors = F.normalize(vectors, dim=1)
         self._rows: dict[str, list[int]] = {}
         for row, phrase in enumerate(phrases.tolist()):
@@ -220,10 +208,8 @@ class TextBank:
             if rows := self._rows.get(_key(word)):
                 return F.normalize(self._vectors[rows].mean(dim=0), dim=0)
         similar = difflib.get_close_matches(_key(prompt), self._rows, n=3, cutoff=0.5)
-        raise InputError(
-            f"text bank {self.path} has no prompt {prompt!r}: similar ones are "
-            f"{', '.join(similar) or 'missing too'}"
-        )
+        hint = f"did you mean {', '.join(similar)}?" if similar else "and nothing similar"
+        raise InputError(f"text bank {self.path} has no prompt {prompt!r}: {hint}")
 
 
 def _key(phrase: str) -> str:
