@@ -218,6 +218,8 @@ def thesis_scores(model: SegmentationModel, images: Tensor) -> Tensor:
     if not isinstance(model, LanguageModel):
         return model(images)
     features = model.features(images)
+    if model.projection is not None:
+        features = F.conv2d(features, model.projection[:, :, None, None])
     return cosine_logits_reference(features, model.text, images.shape[-2:])
 
 

@@ -76,6 +76,23 @@ def test_is_as_accurate_as_the_reference_where_neighbours_cancel(seed, channels,
     assert errors[0] <= 10 * errors[1].clamp_min(1e-6)
 
 
+def test_a_projection_equals_projecting_first():
+    features, _ = case(1, 8, 5, (6, 7), torch.float64)
+    _, text = case(1, 20, 5, (6, 7), torch.float64)
+    projection = torch.randn(20, 8, generator=torch.Generator().manual_seed(2)).double()
+    leaves = [x.requires_grad_() for x in (features, text, projection)]
+    wide = F.conv2d(features, projection[:, :, None, None])
+    values = (
+        cosine_logits(features, text, (24, 28), projection),
+        cosine_logits_reference(wide, text, (24, 28)),
+    )
+    torch.testing.assert_close(*values, rtol=0, atol=1e-10)
+    weight = torch.linspace(-1, 1, values[0].numel(), dtype=torch.float64).view_as(values[0])
+    gradients = [torch.autograd.grad((value * weight).sum(), leaves) for value in values]
+    for gradient, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-9)
+
+
 def test_zero_vectors_give_zeros():
     features = torch.zeros(1, 4, 3, 3)
     value, gradients = with_gradients(cosine_logits, features, torch.ones(2, 4) / 2, (6, 6))

@@ -23,24 +23,26 @@ touched again: two slow cores then never starve an accelerator. The layout on di
 are in `layout`, single files in `pictures`; what users of the data need is offered here as well."""
 
 import hashlib
-import json
-import os
-import re
 import threading
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-
+from camvid_lang.errors import InputError
 from camvid_lang.data.classes import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from camvid_lang.errors import InputError, is_printable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+import torch
 
 __all__ = [
     "DataReport",

@@ -19,47 +19,35 @@ The manifest holds digests of decoded pixels, not of files: PNG and lossless Web
 It was made with `python -m camvid_lang.download --manifest FOLDER FILE`, from a folder that held
 the release at the commit named below."""
 
-import argparse
-import contextlib
-import hashlib
 import http.client
-import json
-import lzma
 import os
-import stat
-import struct
-import sys
-import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
+from camvid_lang.errors import InputError
+from camvid_lang.data.camvid import one_line
+from tqdm import tqdm
+import lzma
+import stat
+import struct
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import IO
-
-from tqdm import tqdm
-
-from camvid_lang.data.camvid import (
-    FOLDERS,
-    MANIFEST,
-    SUFFIXES,
-    DataReport,
-    one_line,
-    pixel_digest,
-    raise_any,
-    read_image,
-    read_label,
-    read_manifest,
-    read_size,
-    survey,
-    verify,
-)
-from camvid_lang.errors import InputError
+import argparse
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from camvid_lang.data.camvid import DataReport, raise_any, survey, verify
+from camvid_lang.data.camvid import FOLDERS, MANIFEST, read_manifest
+from camvid_lang.data.camvid import SUFFIXES, one_line, pixel_digest, read_image, read_label, read_size
 
 __all__ = [
     "COMMIT",

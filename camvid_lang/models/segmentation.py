@@ -88,14 +88,17 @@ class LanguageModel(SegmentationModel):
         self.temperature = temperature
         self.register_buffer("text", text, persistent=False)
 
+    # (D, C), from the features to the space of the text embeddings; None: they lie there already.
+    projection: Tensor | None = None
+
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C, h, w) in the space of the text embeddings."""
+        """(N, 3, H, W) -> (N, C, h, w), see `projection`."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """Cosines (N, K, H, W) in [-1, 1] with `text`, or with the model's own text matrix."""
         text = self.text if text is None else text
-        return cosine_logits(self.features(images), text, images.shape[-2:])
+        return cosine_logits(self.features(images), text, images.shape[-2:], self.projection)
 
     def segment(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """(N, 3, H, W) -> (N, H, W) uint8, the id of the text with the largest cosine."""
@@ -149,12 +152,14 @@ class CLIPUpsampler(LanguageModel):
         self.upsampler = Upsampler(encoder.channels, width, bottleneck, level_channels)
         self.project = None if width == text.shape[1] else BNReLUConv(width, text.shape[1])
 
-    def features(self, images: Tensor, fold: Tensor | None = None) -> Tensor:
-        """(N, C, h, w), or with `fold` (K, C) their inner products with it, (N, K, h, w)."""
-        maps = self.encode(images)
-        if self.project is None:
-            return self.upsampler(maps, fold)
-        return self.project(self.upsampler(maps), fold)
+    def features(self, images: Tensor) -> Tensor:
+        x = self.upsampler(self.encode(images))
+        return x if self.project is None else self.project.norm(x).relu()
+
+    @property
+    def projection(self) -> Tensor | None:
+        # The unit's convolution is left to the cosine head, which needs no wide map for it.
+        return None if self.project is None else self.project.conv.weight.flatten(1)
 
     def segment(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """As `LanguageModel.segment`, but for exact ties, with about half of the arithmetic.
@@ -163,7 +168,12 @@ class CLIPUpsampler(LanguageModel):
         only; and those are linear in the features, so the text is folded into the last
         convolution, the most expensive layer.
         """
-        products = self.features(images, fold=self.text if text is None else text)
+        text = self.text if text is None else text
+        maps = self.encode(images)
+        if self.project is None:
+            products = self.upsampler(maps, fold=text)
+        else:
+            products = self.project(self.upsampler(maps), fold=text)
         size = images.shape[-2:]
         products = F.interpolate(products, size=size, mode="bilinear", align_corners=False)
         return products.argmax(dim=1).to(torch.uint8)
