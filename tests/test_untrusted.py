@@ -27,6 +27,7 @@ from camvid_lang.data import download
 from camvid_lang.data.camvid import read_image, read_label, read_manifest
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
+from camvid_lang.models.encoder import load_clip
 from camvid_lang.models.text import (
     CLIPTextEncoder,
     TextBank,
@@ -513,7 +514,7 @@ def test_any_phrase_is_embedded_or_refused(phrase, tiny_text):
 
 @pytest.fixture(scope="module")
 def tiny_text(tmp_path_factory):
-    return CLIPTextEncoder("camvid-tiny", cache=tmp_path_factory.mktemp("text"))
+    return CLIPTextEncoder(load_clip("camvid-tiny"), "camvid-tiny")
 
 
 @fuzz(300)

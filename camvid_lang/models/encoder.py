@@ -97,8 +97,8 @@ def _explained(problem: str) -> Iterator[None]:
     try:
         yield
     except UNLOADABLE as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"{problem}: set weights to a file that fits ({reason})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        raise InputError(f"{problem} ({reason}): set weights to a file that fits") from error
 
 
 def _refuse_not_finite(model: nn.Module, source: str) -> None:
@@ -204,6 +204,8 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
     if weights in ("", "random"):
         with _explained(f"ImageNet weights of {RESNET18} cannot be downloaded"):
             network = timm.create_model(RESNET18, pretrained=not weights)
+    elif not Path(weights).is_file():
+        raise InputError(f"weights file {weights} is missing: set weights to a file")
     else:
         network = timm.create_model(RESNET18)
         with _explained(f"weights {weights} do not fit timm's {RESNET18}"):
