@@ -50,7 +50,7 @@ def cosine_logits(
 
     A linear map P of the features to the text's width needs no wide map either: <P u, t> =
     <u, P't> and <P u, P v> = <u, P'P v>. (A wide map makes a step of `full-names` on the `cpu`
-    profile about a seventh slower.)
+    profile about a tenth slower.)
 
     Where neighbours nearly cancel, both parts are small sums of large terms. They are therefore
     summed and upsampled in float64, a few channels at a time; a float32 result is then as
