@@ -221,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
     for key in ("weights", "text_bank"):
         if (value := getattr(args, key)) is not None:
             overrides[key] = value
-    experiment = configure(args.name, args.profile, overrides)
+    experiment = configure(args.name, **{"profile": args.profile, **overrides})
     results = run_experiment(
         experiment,
         args.data,
@@ -244,9 +244,9 @@ def report(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace) -> None:
-    from camvid_lang.evaluation import ABSENT_CLASS_RULE, score_folders
+    from camvid_lang.evaluation import ABSENT_CLASS_RULE, score
 
-    found = score_folders(args.predictions, args.labels)
+    found = score(args.predictions, args.labels)
     if args.json:
         print(json.dumps(found, indent=1))
         return

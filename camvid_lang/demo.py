@@ -38,7 +38,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool =
     out = Path(out)
     data = out / "scenes"
     entries = {
-        name: configure(name, "cpu", {**demo_settings(name), "seed": seed}) for name in THESIS_ROWS
+        name: configure(name, "cpu", **{**demo_settings(name), "seed": seed}) for name in THESIS_ROWS
     }
     pick_device(device)  # what is wrong is told before anything is drawn
     write_scenes(data, seed=seed)

@@ -1,11 +1,9 @@
-"""Accuracy, mean accuracy and IoU from one confusion matrix over a whole split, by torchmetrics.
+"""Accuracy, mean accuracy and IoU from one confusion matrix over a whole split.
 
 Protocol (thesis, chapter 6): pixels labelled void count nowhere; the counts of all frames are
-added up before anything is divided, per-frame scores are never averaged. A class that neither
-labels nor predictions hold has no IoU and is left out of the mean; one that is predicted but never
-labelled has IoU 0, which counts, but no recall, so the mean accuracy leaves it out.
-
-Predictions of models over frames, and scores of folders of predictions."""
+summed before anything is divided, per-frame scores are never averaged. `ABSENT_CLASS_RULE` says
+how absent classes count.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,9 +25,8 @@ __all__ = [
     "chance_scores",
     "confusion_matrix",
     "evaluate",
-    "frame_accuracies",
     "predict",
-    "score_folders",
+    "score",
     "scores",
 ]
 
@@ -40,7 +37,7 @@ ABSENT_CLASS_RULE = (
 
 
 def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum over (prediction, label) pairs of id maps 0..11 -> (12, 12) int64, rows are labels.
+    """Counts over (prediction, label) pairs of id maps 0..11: (12, 12) int64, rows are labels.
 
     Void is a column too: a prediction of "void" at a labelled pixel is wrong. `scores` drops the
     row of void labels.
@@ -48,9 +45,8 @@ def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     size = NUM_CLASSES + 1
     total = torch.zeros(size, size, dtype=torch.long)
     for prediction, label in pairs:
-        counts = multiclass_confusion_matrix(
-            prediction.long(), label.long(), size, validate_args=False
-        )
+        pair = prediction.long(), label.long()
+        counts = multiclass_confusion_matrix(*pair, size, validate_args=False)
         total = total.to(counts.device) + counts
     return total
 
@@ -64,7 +60,12 @@ def scores(confusion: Tensor) -> dict:
         miou: mean of `iou` over the classes that have one (6.4).
         iou: {class: TP / (TP + FP + FN)} (6.3).
 
-        None where nothing can be divided.
+        None where there is nothing to divide by.
+
+    Example:
+        >>> right = scores(torch.eye(12))
+        >>> right["miou"], right["iou"]["car"]
+        (100.0, 100.0)
     """
     counts = confusion[:VOID].cpu().double()
     hits = counts.diagonal()
@@ -93,100 +94,85 @@ def predict(model: SegmentationModel, images: Tensor) -> Tensor:
 
 def evaluate(
     model: SegmentationModel, frames: Frames, batch_size: int = 2, desc: str = "evaluate"
-) -> tuple[dict, Tensor]:
-    """Scores of a model over whole frames, and its confusion matrix (12, 12)."""
+) -> dict:
+    """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists)."""
+    batches = -(-len(frames) // batch_size)
+    pairs = _predictions(model, frames, batch_size)
+    return _with_confusion(tqdm(pairs, desc=desc, total=batches, unit="batch"))
+
+
+def _with_confusion(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict:
+    confusion = confusion_matrix(pairs)
+    return {**scores(confusion), "confusion": confusion.tolist()}
+
+
+def _predictions(
+    model: SegmentationModel, frames: Frames, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     model.eval()
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        starts = range(0, len(frames), batch_size)
-        for start in tqdm(starts, desc=desc, unit="batch"):
-            part = slice(start, start + batch_size)
-            yield predict(model, frames.images[part]), frames.labels[part]
-
-    matrix = confusion_matrix(pairs()).cpu()
-    return scores(matrix), matrix
-
-
-def frame_accuracies(
-    model: SegmentationModel, frames: Frames, batch_size: int = 2
-) -> list[float | None]:
-    """Share of labelled pixels that are right, in percent, of each frame; None where none is.
-
-    Good for finding frames worth a look; scores of a split are taken by `evaluate`.
-    """
-    model.eval()
-    found = []
     for start in range(0, len(frames), batch_size):
-        images, labels = (x[start : start + batch_size] for x in (frames.images, frames.labels))
-        right = (predict(model, images) == labels).flatten(1).sum(dim=1)
-        counted = (labels != VOID).flatten(1).sum(dim=1)
-        pairs = zip(right.tolist(), counted.tolist(), strict=True)
-        found += [100 * hits / pixels if pixels else None for hits, pixels in pairs]
-    return found
+        part = slice(start, start + batch_size)
+        yield predict(model, frames.images[part]), frames.labels[part]
 
 
 def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> list[int]:
-    """Indices of the `count` best frames, best first, then of the worst, worst last."""
-    shares = frame_accuracies(model, frames)
-    ranked = sorted((i for i, s in enumerate(shares) if s is not None), key=shares.__getitem__)
+    """Indices of the `count` frames with the highest accuracy, best first, and of the lowest.
+
+    Frames without labelled pixels are left out; the worst comes last.
+    """
+    shares = [
+        ((found == label).sum() / (label != VOID).sum()).item()
+        for found, label in _predictions(model, frames, batch_size=1)
+    ]
+    ranked = sorted((i for i, s in enumerate(shares) if s <= 1), key=shares.__getitem__)
     best = ranked[::-1][:count]
     return [*best, *[i for i in ranked[:count] if i not in best][::-1]]
 
 
 def chance_scores(frames: Frames, seed: int = 0) -> dict:
-    """Scores of guessing each pixel's class uniformly at random, measured like any model's."""
+    """Like `evaluate`, for guessing each pixel's class uniformly at random."""
     generator = torch.Generator().manual_seed(seed)
-
-    def guesses() -> Iterator[tuple[Tensor, Tensor]]:
-        for label in frames.labels.cpu():
-            yield torch.randint(NUM_CLASSES, label.shape, generator=generator), label
-
-    return scores(confusion_matrix(guesses()))
+    labels = frames.labels.cpu()
+    guesses = (torch.randint(NUM_CLASSES, x.shape, generator=generator) for x in labels)
+    return _with_confusion(zip(guesses, labels, strict=True))
 
 
-def score_folders(predictions: str | Path, labels: str | Path) -> dict:
+def score(predictions: str | Path, labels: str | Path) -> dict:
     """Scores of a folder of predicted id PNGs against a folder of label PNGs, matched by name.
 
     Raises:
-        InputError: a folder that is missing or empty, a label without prediction or the other way
-            round, a file that is no id map, or two that differ in size. All are named.
+        InputError: a folder that is missing or empty, a file without counterpart, a file that is
+            not an id map, or two that differ in size.
     """
-    folders = Path(predictions), Path(labels)
-    found = []
-    for folder in folders:
-        if not folder.is_dir():
-            what = "is no folder" if folder.exists() else "does not exist"
-            raise InputError(f"folder {folder} {what}")
-        files = {}
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() != ".png" or path.name.startswith(".") or not path.is_file():
-                continue
-            if twin := files.get(path.stem):
-                raise InputError(f"{path}: {twin.name} has the same name; keep one of them")
-            files[path.stem] = path
-        if not files:
-            raise InputError(f"folder {folder} holds no .png file: id maps are expected")
-        found.append(files)
-    for have, other, kind in ((0, 1, "label"), (1, 0, "prediction")):
-        if alone := sorted(found[have].keys() - found[other].keys()):
-            named = ", ".join(found[have][stem].name for stem in alone[:5])
-            raise InputError(
-                f"{len(alone)} file(s) of {folders[have]} have no {kind} in {folders[other]}: "
-                f"{named}{', ...' if len(alone) > 5 else ''}"
-            )
+    folders = [_id_maps(Path(folder)) for folder in (predictions, labels)]
+    if alone := sorted(folders[0].keys() ^ folders[1].keys()):
+        named = ", ".join(f"{name}.png" for name in alone[:5])
+        raise InputError(
+            f"{len(alone)} file(s) in only one of {predictions} and {labels} (first: {named}): "
+            "add their counterparts or remove them"
+        )
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for name in sorted(found[0]):
-            prediction, label = (torch.tensor(read_label(files[name])) for files in found)
-            if prediction.shape != label.shape:
-                raise InputError(
-                    f"{found[0][name]} is {_size(prediction)} but its label is {_size(label)}: "
-                    "scores are taken at the label's size"
-                )
-            yield prediction, label
+        for name, file in folders[0].items():
+            pair = [torch.tensor(read_label(folder[name])) for folder in folders]
+            if pair[0].shape != pair[1].shape:
+                own, its = ("x".join(map(str, x.shape[::-1])) for x in pair)
+                raise InputError(f"{file} is {own} but its label is {its}: resize it to that")
+            yield pair[0], pair[1]
 
     return scores(confusion_matrix(pairs()))
 
 
-def _size(label: Tensor) -> str:
-    return f"{label.shape[1]}x{label.shape[0]}"
+def _id_maps(folder: Path) -> dict[str, Path]:
+    """The PNG files of a folder by name without suffix."""
+    if not folder.is_dir():
+        raise InputError(f"folder {folder} is missing or is not a folder")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() != ".png" or path.name.startswith(".") or not path.is_file():
+            continue
+        if files.setdefault(path.stem, path) != path:
+            raise InputError(f"{path} and {files[path.stem].name} share a name: keep one")
+    if not files:
+        raise InputError(f"folder {folder} has no .png files: give one of id maps 0..11")
+    return files

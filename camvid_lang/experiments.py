@@ -1,25 +1,25 @@
-"""The thesis's experiments, one flat frozen entry per row of its result tables, and profiles.
+"""The rows of the thesis's result tables as settings, and profiles that scale them.
 
-An entry's settings are the thesis's; a profile replaces some of them for another purpose:
+The settings of an entry are the thesis's; a profile replaces some of them:
 
 * `thesis`: as published (a GPU; hours).
-* `cpu`: no accelerator. ResNet-18 where its weights are given, else the tiny encoder that the
-  package carries; a narrower ladder; tens of epochs; real CamVid in about a quarter of an hour.
-* `smoke`: `cpu` on a handful of frames for one epoch; seconds, for tests.
+* `cpu`: no accelerator. ResNet-18 where its weights are given, otherwise the tiny CLIP that the
+  package ships; a narrower upsampler; tens of epochs; about a quarter of an hour on real CamVid.
+* `smoke`: `cpu` on a few frames for one epoch; seconds, for tests.
 """
 
-import contextlib
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 
-from camvid_lang.errors import InputError, is_printable
-from camvid_lang.models.encoder import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
+from camvid_lang.errors import InputError
+from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
 
 __all__ = [
     "EXPERIMENTS",
     "PROFILES",
+    "SETTINGS",
     "Experiment",
     "configure",
     "learning_rate_factor",
@@ -27,53 +27,91 @@ __all__ = [
 ]
 
 PROFILES = ("thesis", "cpu", "smoke")
+SPLITS = ("train", "val", "trainval", "test")
+
+
+def _setting(default, help: str, low: float | None = None, high: float | None = None, choices=()):
+    return field(
+        default=default, metadata={"help": help, "low": low, "high": high, "choices": choices}
+    )
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run's result, flat; `--set key=value` replaces any of it."""
+    """Everything that determines a run's result; each field's metadata has a `help` text.
+
+    Raises:
+        InputError: a value out of its range, or settings that exclude each other.
+    """
 
     name: str
-    model: str  # bilinear, adapter, ladder or swiftnet
-    text_set: str = ""  # names, descriptions, or a JSON file of phrases; empty for swiftnet
+    model: str  # bilinear, adapter, clip-upsampler or swiftnet
+    text_set: str = _setting("", "names, descriptions, or a JSON file of prompts")
     profile: str = "thesis"
-    encoder: str = THESIS_ENCODER  # an open_clip convnext_*, camvid-tiny, or resnet18
-    weights: str = THESIS_WEIGHTS  # a tag of open_clip or a local file
-    text_bank: str = ""  # .npz of phrases and embeddings, in place of a text tower
-    train_encoder: bool = False
-    width: int = 640  # channels of the ladder
-    spp_bottleneck: int = 512
-    spp_width: int = 640  # channels of each pyramid level
-    temperature: float = 0.01
-    epochs: int = 240
-    batch_size: int = 6
-    crop: int = 224  # pixels, square; 0 for whole frames
-    lr: float = 4e-4
-    weight_decay: float = 1e-4
-    encoder_lr: float = 1e-4  # used when the encoder trains
-    encoder_weight_decay: float = 2.5e-5
-    final_lr_fraction: float = 1 / 400  # both groups end at this share of their start
-    train_split: str = "trainval"
-    test_split: str = "test"
-    limit: int = 0  # frames per split, evenly spaced; 0 for all
-    score_train: bool = False  # also score the training split
-    seed: int = 0
+    encoder: str = _setting(THESIS_ENCODER, f"a convnext_* of open_clip, {TINY} or {RESNET18}")
+    weights: str = _setting(THESIS_WEIGHTS, "a tag of open_clip, or a file")
+    text_bank: str = _setting("", ".npz of phrases and embeddings, instead of a text tower")
+    train_encoder: bool = _setting(False, "train the image encoder too")
+    width: int = _setting(640, "channels of the upsampler", 1, 8192)
+    spp_bottleneck: int = _setting(512, "channels of the pyramid pooling's input", 1, 8192)
+    spp_width: int = _setting(640, "channels of each pyramid level", 1, 8192)
+    temperature: float = _setting(0.01, "divides the cosines in the loss", 1e-6, 1e3)
+    epochs: int = _setting(240, "epochs; 0 for the bilinear models, which have no training", 0, 1e6)
+    batch_size: int = _setting(6, "crops per step", 1, 1e5)
+    crop: int = _setting(224, "side of the square crops in pixels, at least 32; 0: frames", 0, 1e5)
+    lr: float = _setting(4e-4, "learning rate at the start", 0, 1e3)
+    weight_decay: float = _setting(1e-4, "AdamW's weight decay", 0, 1e3)
+    encoder_lr: float = _setting(1e-4, "learning rate of the encoder, if trained", 0, 1e3)
+    encoder_weight_decay: float = _setting(2.5e-5, "weight decay of the encoder", 0, 1e3)
+    final_lr_fraction: float = _setting(1 / 400, "learning rate at the end, as a share", 0, 1)
+    train_split: str = _setting("trainval", "trained on", choices=SPLITS)
+    test_split: str = _setting("test", "evaluated on", choices=SPLITS)
+    limit: int = _setting(0, "frames per split, evenly spaced; 0: all", 0, 1e6)
+    score_train: bool = _setting(False, "also evaluate on the training split")
+    seed: int = _setting(0, "of initialisation, order and crops", 0, 2**32 - 1)
 
     def settings(self) -> dict:
         """The fields as a flat dictionary that JSON can hold."""
         return asdict(self)
 
+    def __post_init__(self):
+        for key, entry in SETTINGS.items():
+            value, limits = getattr(self, key), entry.metadata
+            if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:  # or NaN
+                raise InputError(
+                    f"{key}={value}: choose a value between {limits['low']:g} and "
+                    f"{limits['high']:g}"
+                )
+            if limits["choices"] and value not in limits["choices"]:
+                raise InputError(f"{key}={value!r}: choose one of {', '.join(limits['choices'])}")
+        if 0 < self.crop < 32:
+            raise InputError(f"crop={self.crop}: choose at least 32, or 0 for whole frames")
+        if self.model == "bilinear" and self.epochs:
+            raise InputError(f"epochs={self.epochs}: {self.name} has nothing to train; leave it 0")
+        if self.model in ("clip-upsampler", "swiftnet") and self.batch_size < 2:
+            raise InputError(
+                f"batch_size={self.batch_size}: {self.name} needs at least 2, since BatchNorm over "
+                "the 1x1 level of the pyramid pooling averages over the batch"
+            )
+        if self.model == "bilinear" and self.encoder == RESNET18:
+            raise InputError(
+                f"encoder={self.encoder}: {self.name} compares CLIP's own image embeddings with "
+                f"text, and {RESNET18} has none; choose a CLIP model or another experiment"
+            )
+        if self.model == "swiftnet" and self.encoder != RESNET18:
+            raise InputError(f"encoder={self.encoder}: swiftnet is built on {RESNET18}")
 
-def learning_rate_factor(epoch: int, epochs: int, final: float) -> float:
-    """Cosine annealing per epoch: 1 at epoch 0, `final` at epoch `epochs`.
 
-    Loshchilov and Hutter, "SGDR" (2017), equation 5, without restarts, as a share of the start.
-    """
-    return final + (1 - final) * (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
+# What `configure` takes: {key: field}; `field.default` and `field.metadata["help"]` describe it.
+SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry.metadata}
 
-
-_FROZEN = {"model": "ladder", "score_train": True}
-_FULL = {"model": "ladder", "train_encoder": True, "epochs": 400, "score_train": True}
+_FROZEN = {"model": "clip-upsampler", "score_train": True}
+_FULL = {**_FROZEN, "train_encoder": True, "epochs": 400}
+_DESCRIBED = {**_FULL, "text_set": "descriptions"}
+# The thesis gives no training settings for SwiftNet: those of the whole network are taken, and the
+# widths of the SwiftNet paper.
+_SWIFTNET = {"encoder": RESNET18, "weights": "", "train_encoder": True, "epochs": 400}
+_SWIFTNET |= {"width": 128, "spp_bottleneck": 128, "spp_width": 42, "batch_size": 12}
 
 EXPERIMENTS = {
     entry.name: entry
@@ -84,72 +122,43 @@ EXPERIMENTS = {
         Experiment("adapter-descriptions", "adapter", "descriptions"),
         Experiment("frozen-names", text_set="names", **_FROZEN),
         Experiment("frozen-descriptions", text_set="descriptions", **_FROZEN),
-        Experiment("full-descriptions", text_set="descriptions", **_FULL),
-        Experiment(
-            "full-narrow-descriptions",
-            text_set="descriptions",
-            spp_width=160,
-            batch_size=10,
-            **_FULL,
-        ),
-        # The thesis gives no training settings for SwiftNet: those of the whole network are taken,
-        # and the widths of the SwiftNet paper.
-        Experiment(
-            "swiftnet",
-            "swiftnet",
-            encoder=RESNET18,
-            weights="",
-            train_encoder=True,
-            width=128,
-            spp_bottleneck=128,
-            spp_width=42,
-            epochs=400,
-            batch_size=12,
-        ),
+        Experiment("full-descriptions", **_DESCRIBED),
+        Experiment("full-narrow-descriptions", spp_width=160, batch_size=10, **_DESCRIBED),
+        Experiment("swiftnet", "swiftnet", **_SWIFTNET),
         # Not in the thesis, which trained the whole network on descriptions only.
         Experiment("full-names", text_set="names", **{**_FULL, "score_train": False}),
     )
 }
 
 
-# Few epochs: small batches for more steps, and an encoder that moves faster than in the thesis.
-_CPU = {"epochs": 16, "batch_size": 6, "encoder_lr": 2e-4}
-# The thesis's widths are divided by this: 128 channels as in SwiftNet, or the 64 of the tiny CLIP.
-_NARROWER = {RESNET18: 5, TINY: 10}
-_SMOKE = {"epochs": 1, "batch_size": 4, "crop": 64, "limit": 8, "score_train": False}
-
-
-def configure(
-    name: str, profile: str = "thesis", overrides: Mapping[str, object] | None = None
-) -> Experiment:
+def configure(name: str, /, profile: str = "thesis", **settings: object) -> Experiment:
     """The experiment of this name under a profile, with single settings replaced.
 
     Args:
         name: a key of `EXPERIMENTS`.
         profile: one of `PROFILES`.
-        overrides: field name to value, or to the text of one (`{"epochs": "10"}`).
+        settings: keys of `SETTINGS`, with values or texts of values (`epochs="10"`).
 
     Raises:
         InputError: unknown experiment, profile or key, or a value that does not fit.
+
+    Example:
+        >>> configure("frozen-names", "cpu", epochs=10).epochs
+        10
     """
-    if name not in EXPERIMENTS:
-        raise InputError(f"unknown experiment '{name}'{_near(name, EXPERIMENTS)}")
-    if profile not in PROFILES:
-        raise InputError(f"unknown profile '{profile}': choose {', '.join(PROFILES)}")
-    entry = EXPERIMENTS[name]
-    given = dict(overrides or {})
-    kinds = {field.name: field.type for field in fields(Experiment)}
-    for key in given:
-        if key not in kinds or key in ("name", "model", "profile"):
-            settable = [k for k in kinds if k not in ("name", "model", "profile")]
-            raise InputError(f"unknown setting '{key}'{_near(key, settable)}")
-    changes: dict = {"profile": profile}
-    if profile != "thesis":
-        changes |= _small(entry, bool(given.get("weights")), profile)
-    changes |= {key: _convert(key, value, kinds[key]) for key, value in given.items()}
-    if "encoder" in given and "weights" not in given:
-        changes["weights"] = ""  # the other encoder's weights would not fit
-    return _checked(replace(entry, **changes))
+    for what, word, known in (
+        ("experiment", name, EXPERIMENTS),
+        ("profile", profile, PROFILES),
+        *(("setting", key, SETTINGS) for key in settings),
+    ):
+        if word not in known:
+            raise InputError(f"unknown {what} '{word}'{_near(word, known)}")
+    base = EXPERIMENTS[name]
+    given = {key: _convert(key, value, SETTINGS[key].type) for key, value in settings.items()}
+    changes = _scaled(base, profile, bool(given.get("weights"))) if profile != "thesis" else {}
+    if "encoder" in given:
+        changes["weights"] = ""  # those of another encoder would not fit
+    return replace(base, profile=profile, **{**changes, **given})
 
 
 def restore(settings: Mapping[str, object]) -> Experiment:
@@ -158,96 +167,60 @@ def restore(settings: Mapping[str, object]) -> Experiment:
     Raises:
         InputError: keys of another version, or a value that does not fit.
     """
-    kinds = {field.name: field.type for field in fields(Experiment)}
-    if odd := sorted(map(str, kinds.keys() ^ settings.keys())):
+    types = {entry.name: entry.type for entry in fields(Experiment)}
+    if odd := sorted(map(str, types.keys() ^ settings.keys())):
         raise InputError(f"settings of another version ({', '.join(odd)}): run it again")
-    values = {key: _convert(key, value, kinds[key]) for key, value in settings.items()}
+    values = {key: _convert(key, value, types[key]) for key, value in settings.items()}
     if values["name"] not in EXPERIMENTS or values["model"] != EXPERIMENTS[values["name"]].model:
-        raise InputError(f"setting name={values['name']!r}: no such experiment")
-    return _checked(Experiment(**values))
+        raise InputError(f"name={values['name']!r}: no such experiment; run it again")
+    return Experiment(**values)
 
 
-def _small(entry: Experiment, has_weights: bool, profile: str) -> dict:
-    """What the `cpu` and `smoke` profiles change."""
-    resnet = entry.model == "swiftnet" or (has_weights and entry.model != "bilinear")
-    changes = dict(_CPU)
+def learning_rate_factor(epoch: int, epochs: int, final: float) -> float:
+    """Cosine annealing per epoch: 1 at epoch 0, `final` at epoch `epochs`.
+
+    Loshchilov and Hutter, "SGDR" (2017), equation 5, without restarts, as a share of the start.
+
+    Example:
+        >>> [round(learning_rate_factor(epoch, 4, 0.0), 2) for epoch in range(5)]
+        [1.0, 0.85, 0.5, 0.15, 0.0]
+    """
+    return final + (1 - final) * (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
+
+
+def _scaled(base: Experiment, profile: str, has_weights: bool) -> dict:
+    """What the profiles `cpu` and `smoke` change."""
+    resnet = base.model == "swiftnet" or (has_weights and base.model != "bilinear")
+    # Few epochs: small batches for more steps, and a higher rate for the encoder.
+    changes = {"epochs": 16, "batch_size": 6, "encoder_lr": 2e-4}
     changes["encoder"] = RESNET18 if resnet else TINY
-    changes["weights"] = "random" if entry.model == "swiftnet" and not has_weights else ""
-    if entry.model == "ladder":
-        divisor = _NARROWER[changes["encoder"]]
-        changes["width"] = changes["spp_bottleneck"] = entry.width // divisor
-        changes["spp_width"] = entry.spp_width // divisor
+    changes["weights"] = "random" if base.model == "swiftnet" and not has_weights else ""
+    if base.model == "clip-upsampler":
+        divisor = 5 if resnet else 10  # 128 channels as in SwiftNet, or the tiny CLIP's 64
+        changes["width"] = changes["spp_bottleneck"] = base.width // divisor
+        changes["spp_width"] = base.spp_width // divisor
     if profile == "smoke":
-        changes |= _SMOKE
-    if entry.model == "bilinear":
+        changes |= {"epochs": 1, "batch_size": 4, "crop": 64, "limit": 8, "score_train": False}
+    if base.model == "bilinear":
         changes["epochs"] = 0
     return changes
 
 
 def _convert(key: str, value: object, kind: type):
     """`value`, or the value that a text stands for, as `kind`."""
-    if isinstance(value, str) and kind is not str:
-        readers = {bool: {"true": True, "1": True, "false": False, "0": False}.__getitem__}
-        with contextlib.suppress(KeyError, ValueError):  # told below
-            value = readers.get(kind, kind)(value.strip().lower())
-    allowed = (int, float) if kind is float else kind
-    # True is an int to Python, but not to whoever wrote epochs=True.
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        meant = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
-        raise InputError(f"setting {key}={value!r}: {meant[kind]} is expected")
-    return kind(value)
+    try:
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "1": True, "false": False, "0": False}[value.strip().lower()]
+        # True is an int in Python, but not to whoever wrote epochs=True.
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if isinstance(value, str) or (fits and isinstance(value, bool) == (kind is bool)):
+            return kind(value)
+    except (KeyError, ValueError, OverflowError):
+        pass
+    meant = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+    raise InputError(f"{key}={value!r}: {meant[kind]} is expected")
 
 
-_LIMITS = {
-    "width": (1, 8192),
-    "spp_bottleneck": (1, 8192),
-    "spp_width": (1, 8192),
-    "temperature": (1e-6, 1e3),
-    "epochs": (0, 1_000_000),
-    "batch_size": (1, 100_000),
-    "crop": (32, 100_000),
-    "lr": (0.0, 1e3),
-    "weight_decay": (0.0, 1e3),
-    "encoder_lr": (0.0, 1e3),
-    "encoder_weight_decay": (0.0, 1e3),
-    "final_lr_fraction": (0.0, 1.0),
-    "limit": (0, 1_000_000),
-    "seed": (0, 2**32 - 1),
-}
-
-
-def _checked(entry: Experiment) -> Experiment:
-    for key, (low, high) in _LIMITS.items():
-        value = getattr(entry, key)
-        if key == "crop" and value == 0:
-            continue
-        if not low <= value <= high:  # also refuses NaN
-            raise InputError(f"setting {key}={value}: it must lie between {low:g} and {high:g}")
-    for key, value in entry.settings().items():
-        if isinstance(value, str) and not is_printable(value):
-            raise InputError(f"setting {key}={value!a} cannot be printed: rename the file")
-    for key in ("train_split", "test_split"):
-        if getattr(entry, key) not in ("train", "val", "trainval", "test"):
-            raise InputError(
-                f"setting {key}={getattr(entry, key)!r}: choose train, val, trainval or test"
-            )
-    if entry.model == "bilinear" and entry.epochs:
-        raise InputError(f"setting epochs={entry.epochs}: {entry.name} has nothing to learn")
-    if entry.model in ("ladder", "swiftnet") and entry.batch_size < 2:
-        raise InputError(
-            f"setting batch_size={entry.batch_size}: {entry.name} needs 2, as BatchNorm over the "
-            "1x1 level of the pyramid pooling averages over the batch"
-        )
-    if entry.model == "bilinear" and entry.encoder == RESNET18:
-        raise InputError(
-            f"{entry.name} compares CLIP's own image embeddings with text and resnet18 has none: "
-            f"leave out encoder={RESNET18}, or run an adapter-* or frozen-* experiment"
-        )
-    if entry.model == "swiftnet" and entry.encoder != RESNET18:
-        raise InputError(f"swiftnet is built on {RESNET18}: leave out encoder={entry.encoder}")
-    return entry
-
-
-def _near(word: str, known: Mapping | list) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"
+def _near(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean '{close[0]}'?" if close else f": choose one of {', '.join(known)}"

@@ -100,7 +100,7 @@ class Session:
         # Drawn scenes are small, and what suits CamVid would take longer and learn less on them.
         suited = demo_settings(name) if self.drawn and self.profile == "cpu" else {}
         chosen = {} if name.startswith("bilinear") else self.settings  # which learns nothing
-        return configure(name, self.profile, {**suited, **settings, **chosen})
+        return configure(name, self.profile, **{**suited, **settings, **chosen})
 
     def run(self, name: str, show: bool = True, **settings: object) -> dict:
         """Run an experiment, go on with it, or read it back where it is finished.
@@ -330,7 +330,7 @@ def start(
     work = Path(given("CAMVID_LANG_WORK", "") or _work_folder())
     if profile == "auto":
         profile = "thesis" if pick_device().type == "cuda" else "cpu"
-    configure("frozen-names", profile, chosen)  # what is wrong is told before a download
+    configure("frozen-names", profile, **chosen)  # what is wrong is told before a download
     root = _drive_folder(drive)
     local = _data_folder(data, profile, work)
     label = f"{data if data in ('camvid', 'scenes') else local.name}-{profile}"

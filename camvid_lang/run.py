@@ -36,7 +36,13 @@ from camvid_lang.models.segmentation import (
     SegmentationModel,
     SwiftNet,
 )
-from camvid_lang.models.text import CLIPText, PhraseFile, TextSource, class_phrases, embed_classes
+from camvid_lang.models.text import (
+    CLIPTextEncoder,
+    TextBank,
+    TextEncoder,
+    class_prompts,
+    embed_classes,
+)
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import FigureData, read_results, versions, write_figures, write_json
 from camvid_lang.training.checkpoint import (
@@ -59,16 +65,16 @@ __all__ = [
 ]
 
 
-def text_source(experiment: Experiment) -> TextSource:
+def text_source(experiment: Experiment) -> TextEncoder:
     """Where this experiment's text embeddings come from: its bank, or a text tower.
 
     ResNet-18 has no text tower; without a bank it learns the tiny CLIP's embeddings.
     """
     if experiment.text_bank:
-        return PhraseFile(experiment.text_bank)
+        return TextBank(experiment.text_bank)
     if experiment.encoder == RESNET18:
-        return CLIPText(TINY)
-    return CLIPText(experiment.encoder, experiment.weights)
+        return CLIPTextEncoder(load_clip(TINY), TINY)
+    return CLIPTextEncoder(load_clip(experiment.encoder, experiment.weights), experiment.encoder)
 
 
 def trained_phrases(experiment: Experiment) -> dict[str, list[str]] | None:
@@ -81,7 +87,7 @@ def trained_phrases(experiment: Experiment) -> dict[str, list[str]] | None:
     """
     if experiment.model == "swiftnet":
         return None
-    phrases = class_phrases(experiment.text_set)
+    phrases = class_prompts(experiment.text_set)
     wrong = [f"lacks {name!r}" for name in CLASSES if name not in phrases]
     wrong += [f"{name!r} is none of them" for name in phrases if name not in CLASSES]
     if wrong:
@@ -129,7 +135,7 @@ def assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) ->
         return SwiftNet(encoder, NUM_CLASSES, trained, *ladder)
     if experiment.model == "adapter":
         return Adapter(encoder, text, trained, temperature)
-    if experiment.model == "ladder":
+    if experiment.model == "clip-upsampler":
         return CLIPUpsampler(encoder, text, trained, temperature, *ladder)
     if encoder.channels[-1] != text.shape[1]:
         raise InputError(
@@ -280,11 +286,11 @@ def _train_and_score(
 
     started = time.perf_counter()
     test = test.to(where)
-    scored, confusion = evaluate(model, test, desc=f"{experiment.name}: {experiment.test_split}")
+    scored = evaluate(model, test, desc=f"{experiment.name}: {experiment.test_split}")
     scored_train = None
     if experiment.score_train and learning is not None:
         desc = f"{experiment.name}: {experiment.train_split}"
-        scored_train = evaluate(model, learning, desc=desc)[0]["miou"]
+        scored_train = evaluate(model, learning, desc=desc)["miou"]
     seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
     results = {
         "experiment": experiment.name,
@@ -308,7 +314,7 @@ def _train_and_score(
         "seconds": round(seconds, 1),
         "command": command,
         "history": history,
-        "confusion": confusion.tolist(),
+        "confusion": scored["confusion"],
     }
     write_figures(out / "figures.npz", figure_data(model, test, experiment))
     write_json(out / "results.json", results)
@@ -356,7 +362,7 @@ def similarities(experiment: Experiment) -> dict[str, Tensor]:
     found, source = {}, text_source(experiment)
     for title in ("names", "descriptions"):
         try:
-            text = embed_classes(class_phrases(title), source)
+            text = embed_classes(class_prompts(title), source)
         except InputError:
             if not experiment.text_bank:
                 raise
@@ -398,7 +404,7 @@ def load_run(
             raise InputError(f"{folder} holds no {kind} checkpoint: run {experiment.name} again")
         path, state = saved
         try:
-            model.load_learned_state(state["model"])
+            model.load_trained_state(state["model"])
         except (AttributeError, RuntimeError, TypeError) as error:
             raise InputError(
                 f"checkpoint {path} does not fit {experiment.name}: run it again with --fresh"

@@ -15,7 +15,7 @@ from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import predict
 from camvid_lang.models.segmentation import LanguageModel
-from camvid_lang.models.text import class_phrases, embed_classes
+from camvid_lang.models.text import class_prompts, embed_classes
 from camvid_lang.report.figures import overlay, palette, to_png
 from camvid_lang.run import load_run, text_source, trained_phrases
 
@@ -90,7 +90,7 @@ class Segmenter:
         Raises:
             InputError: a phrase that cannot be embedded.
         """
-        text = embed_classes(class_phrases(dict(phrases)), self.source).to(self.device)
+        text = embed_classes(class_prompts(dict(phrases)), self.source).to(self.device)
         tensor = torch.from_numpy(shrink(image)).permute(2, 0, 1)[None].to(self.device)
         with autocast(self.device):
             return self.model(tensor, text)[0].float().cpu().numpy()

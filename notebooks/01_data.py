@@ -106,9 +106,9 @@ class_frequencies(counts)
 # %%
 from IPython.display import Markdown
 
-from camvid_lang.models.text import class_phrases
+from camvid_lang.models.text import class_prompts
 
-descriptions = class_phrases("descriptions")
+descriptions = class_prompts("descriptions")
 Markdown("\n".join(f"* **{name}**: {phrases[0]}" for name, phrases in descriptions.items()))
 
 # %% [markdown]

@@ -39,7 +39,7 @@ DRAWN_OUT = 0.003  # seconds that each watched moment takes longer
 
 
 def experiment():
-    return configure("frozen-names", "smoke", SETTINGS)
+    return configure("frozen-names", "smoke", **SETTINGS)
 
 
 def live(data: Path, out: Path, copy: Path | None, pipe: Connection, log: Path) -> None:

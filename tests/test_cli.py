@@ -113,7 +113,7 @@ def test_a_finished_run_is_not_shown_for_other_data(finished, tmp_path, capsys):
 
 
 def test_a_notebook_reads_a_finished_run_of_other_settings_back(finished, capsys):
-    entry = configure("frozen-names", "smoke", {"batch_size": 2})
+    entry = configure("frozen-names", "smoke", **{"batch_size": 2})
     place = (finished / "data", finished / "run", "cpu")
     with pytest.raises(InputError, match="batch_size was 4, now 2"):
         run(entry, *place)

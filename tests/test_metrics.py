@@ -1,4 +1,4 @@
-"""Scores against an independent confusion matrix in numpy, and `score` on folders."""
+"""Scores against an independent count in numpy, of models and of folders."""
 
 import json
 import os
@@ -14,7 +14,15 @@ from camvid_lang.cli import main
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import chance_scores, confusion_matrix, score_folders, scores
+from camvid_lang.evaluation import (
+    best_and_worst,
+    chance_scores,
+    confusion_matrix,
+    evaluate,
+    score,
+    scores,
+)
+from camvid_lang.models.segmentation import SegmentationModel
 
 
 def independent(pairs):
@@ -84,7 +92,7 @@ def test_absent_classes_and_void_alone():
     assert void_predicted["accuracy"] == void_predicted["miou"] == 0
 
 
-def test_counts_are_added_up_before_dividing():
+def test_counts_are_summed_before_dividing():
     first = np.array([[0, 0], [0, 0]], dtype=np.uint8)
     second = np.array([[0, 1], [1, 1]], dtype=np.uint8)
     # Class 0: 4 + 0 hits of 4 + 1 + 0; the mean of per-frame scores would be another number.
@@ -98,6 +106,31 @@ def test_chance_is_about_a_mean_of_small_shares():
     found = chance_scores(frames)
     assert found["accuracy"] == pytest.approx(100 / 11, abs=1)
     assert found["miou"] == pytest.approx(100 / 21, abs=0.5)  # 1/11 of a class over 2 - 1/11 of it
+
+
+class Brightness(SegmentationModel):
+    """Class = brightness of the pixel, so that images are their own predictions."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Identity(), train_encoder=False)
+
+    def forward(self, images):
+        return torch.nn.functional.one_hot(images[:, 0].long(), 11).permute(0, 3, 1, 2).float()
+
+
+def test_models_are_evaluated_and_frames_ranked():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 12, (5, 8, 9), dtype=torch.uint8, generator=random)
+    ids = labels.clamp(max=10)
+    for frame, wrong in enumerate((4, 1, 3, 0, 2)):  # columns of each frame
+        ids[frame, :, :wrong] = (ids[frame, :, :wrong] + 1) % 11
+    labels = torch.cat([labels, torch.full((1, 8, 9), VOID, dtype=torch.uint8)])
+    ids = torch.cat([ids, ids[:1]])
+    frames = Frames(ids[:, None].expand(-1, 3, -1, -1), labels, tuple("abcdef"))
+    found = evaluate(Brightness(), frames)
+    assert_same(found, independent(zip(ids.numpy(), labels.numpy(), strict=True)))
+    assert sum(map(sum, found["confusion"])) == labels.numel()
+    assert best_and_worst(Brightness(), frames) == [3, 1, 2, 0]
 
 
 def folders(tmp_path, pairs):
@@ -124,30 +157,30 @@ def test_score_says_how_absent_classes_count(tmp_path, capsys):
     assert "in neither labels nor predictions" in out
 
 
-def test_score_counts_files_of_either_spelling_and_waits_for_no_pipe(tmp_path):
+def test_score_counts_files_of_either_spelling_and_ignores_pipes(tmp_path):
     predictions, labels = folders(tmp_path, [(full(1), full(1)), (full(2), full(3))])
     (tmp_path / "labels" / "1.png").rename(tmp_path / "labels" / "1.PNG")
     os.mkfifo(tmp_path / "labels" / "2.png")
-    assert score_folders(predictions, labels)["accuracy"] == 50
+    assert score(predictions, labels)["accuracy"] == 50
     Image.fromarray(full(1)).save(tmp_path / "labels" / "1.png")
     Image.fromarray(full(1)).save(tmp_path / "labels" / "1.Pz.png")  # sorted between the two
-    with pytest.raises(InputError, match=r"1\.png: 1\.PNG has the same name; keep one"):
-        score_folders(predictions, labels)
+    with pytest.raises(InputError, match=r"1\.png and 1\.PNG share a name"):
+        score(predictions, labels)
 
 
 def test_score_refuses_what_does_not_match(tmp_path):
     predictions, labels = folders(tmp_path, [(full(1), full(1)), (full(2), full(2))])
     (tmp_path / "labels" / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png"):
-        score_folders(predictions, labels)
+        score(predictions, labels)
     Image.fromarray(full(1)[:2]).save(tmp_path / "labels" / "1.png")
     with pytest.raises(InputError, match="5x4 but its label is 5x2"):
-        score_folders(predictions, labels)
+        score(predictions, labels)
     Image.fromarray(full(12)).save(tmp_path / "labels" / "1.png")
     with pytest.raises(InputError, match="12"):
-        score_folders(predictions, labels)
-    with pytest.raises(InputError, match="does not exist"):
-        score_folders(tmp_path / "absent", labels)
+        score(predictions, labels)
+    with pytest.raises(InputError, match="is missing"):
+        score(tmp_path / "absent", labels)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no \.png"):
-        score_folders(tmp_path / "empty", labels)
+    with pytest.raises(InputError, match=r"has no \.png"):
+        score(tmp_path / "empty", labels)

@@ -40,7 +40,7 @@ STATE = {"settings": {"name": "x"}, "model": {}, "epoch": 1}
 
 
 def experiment(**changes):
-    return configure("frozen-names", "smoke", {"epochs": 2, "limit": 0, "batch_size": 2, **changes})
+    return configure("frozen-names", "smoke", **{"epochs": 2, "limit": 0, "batch_size": 2, **changes})
 
 
 def learn(entry, data, folder):

@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 def experiment(name="frozen-names", **changes):
-    return configure(name, "smoke", {"epochs": 3, "limit": 0, **changes})
+    return configure(name, "smoke", **{"epochs": 3, "limit": 0, **changes})
 
 
 def learn(entry, data, checkpoint, stop_after=None):

@@ -23,10 +23,11 @@ from camvid_lang.cli import main
 from camvid_lang.data.camvid import read_image, read_label
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
+from camvid_lang.models.encoder import load_clip
 from camvid_lang.models.text import (
-    CLIPText,
-    PhraseFile,
-    class_phrases,
+    CLIPTextEncoder,
+    TextBank,
+    class_prompts,
     embed_classes,
     parse_classes,
 )
@@ -286,7 +287,7 @@ def test_any_json(value, tmp_path_factory):
     with refused("json"):
         assert isinstance(read_results(path)["settings"], dict)
     with refused("json"):
-        phrases = class_phrases(str(path))
+        phrases = class_prompts(str(path))
         assert all(isinstance(p, str) and p for group in phrases.values() for p in group)
 
 
@@ -391,7 +392,7 @@ def test_settings_that_no_run_writes_are_refused(key, value, told):
 def test_odd_json(content, tmp_path):
     path = tmp_path / "odd.json"
     path.write_bytes(content)
-    for read in (read_results, lambda path: class_phrases(str(path))):
+    for read in (read_results, lambda path: class_prompts(str(path))):
         with pytest.raises(InputError, match=r"odd\.json"):
             read(path)
 
@@ -419,7 +420,7 @@ def test_any_phrase_is_embedded_or_refused(phrase, tiny_text):
 
 @pytest.fixture(scope="module")
 def tiny_text(tmp_path_factory):
-    return CLIPText("camvid-tiny", cache=tmp_path_factory.mktemp("text"))
+    return CLIPTextEncoder(load_clip("camvid-tiny"), "camvid-tiny")
 
 
 @fuzz(300)
@@ -432,7 +433,7 @@ def tiny_text(tmp_path_factory):
 )
 def test_any_setting(name, profile, key, value):
     with refused("setting"):
-        assert isinstance(configure(name, profile, {key: value}), Experiment)
+        assert isinstance(configure(name, **{"profile": profile, key: value}), Experiment)
 
 
 @fuzz(150)
@@ -446,7 +447,7 @@ def test_damaged_banks_and_figures(steps, tmp_path_factory):
     for path in (bank, figures):
         path.write_bytes(damage(path.read_bytes(), steps))
     with refused("bank"):
-        assert PhraseFile(bank).encode(["car"]).shape[0] == 1
+        assert TextBank(bank).encode(["car"]).shape[0] == 1
     CASES["figures"] += 1
     assert read_figures(figures) is None or isinstance(read_figures(figures), FigureData)
 
@@ -474,7 +475,7 @@ def test_figures_that_do_not_fit_together_are_left_out(tmp_path):
 def test_phrases_that_cancel_are_refused(tmp_path):
     vectors = np.array([[1, 0], [-1, 0], [0, 1]], dtype=np.float32)
     np.savez(tmp_path / "bank.npz", phrases=np.array(["car", "van", "tree"]), embeddings=vectors)
-    source = PhraseFile(tmp_path / "bank.npz")
+    source = TextBank(tmp_path / "bank.npz")
     with pytest.raises(InputError, match="class 'car': its phrases' vectors cancel"):
         embed_classes({"tree": ["tree"], "car": ["car", "van"]}, source)
 

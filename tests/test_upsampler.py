@@ -3,22 +3,25 @@
 import pytest
 import torch
 
-from camvid_lang.models.upsampler import SpatialPyramidPooling, Upsampler
+from camvid_lang.models.upsampler import BNReLUConv, SpatialPyramidPooling, Upsampler
 
-THESIS_CHANNELS = (128, 256, 512, 640)
+CHANNELS = (4, 6, 8, 10)
 
 
 @pytest.mark.parametrize(("level", "parameters"), [(640, 15_254_272), (160, 13_038_592)])
 def test_parameters_are_the_thesiss(level, parameters):
-    upsampler = Upsampler(THESIS_CHANNELS, 640, 512, level)
+    upsampler = Upsampler((128, 256, 512, 640), 640, 512, level)
     assert sum(p.numel() for p in upsampler.parameters()) == parameters
 
 
 @pytest.mark.parametrize("sizes", [((90, 120), (45, 60), (22, 30), (11, 15)), ((8, 8),) * 4])
-def test_result_has_the_size_of_the_finest_skip(sizes):
-    upsampler = Upsampler((4, 6, 8, 10), 12, 5, 3).eval()
-    maps = [torch.randn(2, c, *size) for c, size in zip((4, 6, 8, 10), sizes, strict=True)]
-    assert upsampler(maps).shape == (2, 12, *sizes[0])
+def test_result_has_the_size_of_the_finest_map_and_every_parameter_a_gradient(sizes):
+    upsampler = Upsampler(CHANNELS, 12, 5, 3)
+    maps = [torch.randn(2, c, *size) for c, size in zip(CHANNELS, sizes, strict=True)]
+    result = upsampler(maps)
+    assert result.shape == (2, 12, *sizes[0])
+    result.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in upsampler.parameters())
 
 
 def test_pyramid_grids_follow_the_aspect_ratio():
@@ -30,8 +33,9 @@ def test_pyramid_grids_follow_the_aspect_ratio():
     assert seen == [(6, 8), (3, 4), (2, 3), (1, 1)]
 
 
-def test_every_parameter_learns():
-    upsampler = Upsampler((4, 6, 8, 10), 12, 5, 3)
-    maps = [torch.randn(2, c, 16 // 2**i, 16 // 2**i) for i, c in enumerate((4, 6, 8, 10))]
-    upsampler(maps).square().sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in upsampler.parameters())
+@torch.no_grad()
+def test_folding_equals_the_linear_map_afterwards_in_float32_under_autocast():
+    unit, x, fold = BNReLUConv(6, 20, 3).eval(), torch.randn(2, 6, 9, 7), torch.randn(5, 20)
+    expected = torch.einsum("kd,ndhw->nkhw", fold, unit(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(unit(x, fold), expected, rtol=1e-4, atol=1e-5)

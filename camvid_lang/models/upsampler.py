@@ -1,4 +1,4 @@
-"""The upsampler after SwiftNet single-scale: pyramid pooling, then a ladder of blending steps.
+"""The upsampler of SwiftNet (single scale): pyramid pooling, then steps that blend in finer maps.
 
 Source: Oršić and Šegvić, "Efficient semantic segmentation with pyramidal fusion", Pattern
 Recognition 110 (2021); the thesis widens it to the 640 dimensions of CLIP (section 5.1).
@@ -17,19 +17,35 @@ __all__ = [
 ]
 
 
-class BNReLUConv(nn.Sequential):
-    """BatchNorm -> ReLU -> Conv without bias, the unit used everywhere; keeps height and width."""
+class BNReLUConv(nn.Module):
+    """BatchNorm -> ReLU -> convolution without bias, which keeps height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
-        super().__init__(
-            nn.BatchNorm2d(in_channels),
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-        )
+        super().__init__()
+        padding = kernel_size // 2
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)
+
+    def forward(self, x: Tensor, fold: Tensor | None = None) -> Tensor:
+        """(N, in_channels, h, w) -> (N, out_channels, h, w); with `fold` (N, K, h, w).
+
+        Args:
+            fold: (K, out_channels), a linear map after the convolution. It is multiplied into the
+                kernel, so that K channels are computed instead of `out_channels`. The result will
+                be compared, so it is in float32: neither autocast nor TensorFloat-32 round it.
+        """
+        if fold is None:
+            return self.conv(self.norm(x).relu())
+        with (
+            torch.autocast(x.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            kernel = torch.einsum("kd,dcij->kcij", fold, self.conv.weight)
+            return F.conv2d(self.norm(x.float()).relu(), kernel, padding=self.conv.padding)
 
 
 class SpatialPyramidPooling(nn.Module):
-    """Context from grids of 6, 3, 2 and 1 rows, concatenated with the bottleneck and fused.
+    """Averages over grids of 6, 3, 2 and 1 rows, concatenated with the map itself and fused.
 
     Args:
         in_channels: channels of the stride-32 map.
@@ -56,17 +72,16 @@ class SpatialPyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, out_channels, h, w)."""
         x = self.bottleneck(x)
-        size = x.shape[-2:]
+        h, w = x.shape[-2:]
         parts = [x]
         for rows, level in zip(self.grids, self.levels, strict=True):
-            columns = max(1, round(rows * size[1] / size[0]))
-            pooled = level(F.adaptive_avg_pool2d(x, (rows, columns)))
-            parts.append(F.interpolate(pooled, size=size, mode="bilinear", align_corners=False))
+            pooled = level(F.adaptive_avg_pool2d(x, (rows, max(1, round(rows * w / h)))))
+            parts.append(F.interpolate(pooled, size=(h, w), mode="bilinear", align_corners=False))
         return self.fuse(torch.cat(parts, dim=1))
 
 
 class Upsampler(nn.Module):
-    """Pyramid pooling on the stride-32 map and three ladder steps up to stride 4.
+    """Pyramid pooling on the stride-32 map and three blending steps up to stride 4.
 
     With channels (128, 256, 512, 640), width 640 and bottleneck 512 it has 15,254,272 parameters
     for 640 channels per pyramid level and 13,038,592 for 160 (thesis, section 7.3).
@@ -74,8 +89,7 @@ class Upsampler(nn.Module):
     Args:
         channels: channels of the four encoder maps, strides 4, 8, 16, 32.
         width: channels of every step and of the result.
-        bottleneck: see `SpatialPyramidPooling`.
-        level_channels: see `SpatialPyramidPooling`.
+        bottleneck, level_channels: see `SpatialPyramidPooling`.
     """
 
     def __init__(self, channels: Sequence[int], width: int, bottleneck: int, level_channels: int):
@@ -89,32 +103,11 @@ class Upsampler(nn.Module):
         """Four maps (N, channels[i], h_i, w_i), finest first -> (N, width, h_0, w_0).
 
         Each step goes to the size of its skip, so sizes need not be powers of two of each other.
-
-        Args:
-            fold: (K, width), a linear map after the last step. It is multiplied into the last 3x3
-                convolution, the dearest layer, which then has K outputs: (N, K, h_0, w_0), in
-                float32 also under autocast.
+        `fold`, (K, width), goes to the last unit, see `BNReLUConv.forward`: (N, K, h_0, w_0).
         """
         *skips, x = maps
         x = self.spp(x)
         for skip, narrow, blend in zip(reversed(skips), self.skips, self.blends, strict=True):
             x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            x = x + narrow(skip)
-            if fold is not None and blend is self.blends[-1]:
-                return _folded(blend, x, fold)
-            x = blend(x)
+            x = blend(x + narrow(skip), fold if blend is self.blends[-1] else None)
         return x
-
-
-def _folded(unit: BNReLUConv, x: Tensor, fold: Tensor) -> Tensor:
-    """`unit` followed by the linear map `fold` (K, D), as one convolution with K outputs.
-
-    Its result is compared, so neither half precision nor TensorFloat-32 may round it.
-    """
-    normalise, relu, convolve = unit
-    with (
-        torch.autocast(x.device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):
-        kernel = torch.einsum("kd,dcij->kcij", fold, convolve.weight)
-        return F.conv2d(relu(normalise(x.float())), kernel, padding=convolve.padding)

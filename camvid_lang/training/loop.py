@@ -338,7 +338,7 @@ class Trainer:
 
     def non_finite_weight(self) -> str | None:
         """Name of a learned weight or running statistic that is not finite, if there is one."""
-        learned = self.model.learned_state()
+        learned = self.model.trained_state()
         finite = torch.stack([value.isfinite().all() for value in learned.values()]).tolist()
         return next((key for key, good in zip(learned, finite, strict=True) if not good), None)
 
@@ -349,7 +349,7 @@ class Trainer:
             "epoch": len(self.history),
             "history": self.history,
             "part": None if tally is None else tally.state(),
-            "model": self.model.learned_state(),
+            "model": self.model.trained_state(),
             "given": self.given,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -385,7 +385,7 @@ class Trainer:
                     f"checkpoint {path} was trained on other frames ({len(state['order'])}; --data "
                     f"has {len(names)}): give the same --data, or start afresh with --fresh"
                 )
-            self.model.load_learned_state(state["model"])
+            self.model.load_trained_state(state["model"])
             for name in ("optimizer", "schedule"):
                 getattr(self, name).load_state_dict(state[name])
             if self.scaler.is_enabled() == bool(state["scaler"]):
