@@ -210,19 +210,21 @@ def run(args: argparse.Namespace) -> None:
     for key in ("weights", "text_bank"):
         if (value := getattr(args, key)) is not None:
             overrides[key] = value
-    experiment = configure(args.name, args.profile, overrides)
+    experiment = configure(args.name, args.profile, **overrides)
     results = run_experiment(
         experiment,
         args.data,
         args.out,
-        args.device,
-        args.fresh,
+        device=args.device,
+        fresh=args.fresh,
         command=args.command_line,
         mirror=args.mirror,
     )
     page = report_runs([args.out])
     told = f"{experiment.name}: mIoU {_percent(results['miou'])}"
-    thesis = results["thesis"].get("miou")
+    from camvid_lang.report.thesis import THESIS_ROWS
+
+    thesis = THESIS_ROWS.get(experiment.name, {}).get("miou")
     print(f"{told}{f' (thesis, on CamVid: {thesis} %)' if thesis else ''}; {page}")
 
 
@@ -321,15 +323,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{Path(error.filename)}: " if isinstance(error.filename, str) else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        from camvid_lang.training.loop import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        print(
-            "error: out of memory; smaller pictures, batches or settings need less", file=sys.stderr
-        )
         return 1
     except KeyboardInterrupt as interruption:
         told = str(interruption) or "interrupted: what was saved is kept"

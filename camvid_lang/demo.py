@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from camvid_lang.data.camvid import load
+from camvid_lang.data.camvid import load_camvid
 from camvid_lang.device import pick_device
 from camvid_lang.evaluation import chance_scores
 from camvid_lang.experiments import configure
 from camvid_lang.report.html import report_runs
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import write_json
+from camvid_lang.results import write_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
 
@@ -38,7 +38,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool =
     out = Path(out)
     data = out / "scenes"
     entries = {
-        name: configure(name, "cpu", {**demo_settings(name), "seed": seed}) for name in THESIS_ROWS
+        name: configure(name, "cpu", **demo_settings(name), seed=seed) for name in THESIS_ROWS
     }
     pick_device(device)  # what is wrong is told before anything is drawn
     write_scenes(data, seed=seed)
@@ -46,10 +46,10 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool =
     for number, (name, experiment) in enumerate(entries.items(), start=1):
         print(f"[{number}/{len(entries)}] {name}", flush=True)
         experiments[name] = run(
-            experiment, data, out / name, device, fresh, command="python -m camvid_lang demo"
+            experiment, data, out / name, device=device, fresh=fresh, command="python -m camvid_lang demo"
         )
-    results = {"chance": chance_scores(load(data, "test"), seed), "experiments": experiments}
-    write_json(out / "results.json", results)
+    results = {"chance": chance_scores(load_camvid(data, "test"), seed), "experiments": experiments}
+    write_results(out / "results.json", results)
     page = report_runs([out], out / "report.html")
     print(f"{'':28}{'mIoU on scenes':>15}")
     print(f"{'chance':28}{results['chance']['miou']:>13.1f} %")

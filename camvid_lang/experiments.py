@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
-from camvid_lang.errors import InputError, is_printable
+from camvid_lang.errors import InputError
 from camvid_lang.models.encoder import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
 
 __all__ = [
@@ -72,8 +72,8 @@ def learning_rate_factor(epoch: int, epochs: int, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
 
 
-_FROZEN = {"model": "ladder", "score_train": True}
-_FULL = {"model": "ladder", "train_encoder": True, "epochs": 400, "score_train": True}
+_FROZEN = {"model": "clip-upsampler", "score_train": True}
+_FULL = {"model": "clip-upsampler", "train_encoder": True, "epochs": 400, "score_train": True}
 
 EXPERIMENTS = {
     entry.name: entry
@@ -120,7 +120,7 @@ _SMOKE = {"epochs": 1, "batch_size": 4, "crop": 64, "limit": 8, "score_train": F
 
 
 def configure(
-    name: str, profile: str = "thesis", overrides: Mapping[str, object] | None = None
+    name: str, profile: str = "thesis", **overrides: object
 ) -> Experiment:
     """The experiment of this name under a profile, with single settings replaced.
 
@@ -137,7 +137,7 @@ def configure(
     if profile not in PROFILES:
         raise InputError(f"unknown profile '{profile}': choose {', '.join(PROFILES)}")
     entry = EXPERIMENTS[name]
-    given = dict(overrides or {})
+    given = overrides
     kinds = {field.name: field.type for field in fields(Experiment)}
     for key in given:
         if key not in kinds or key in ("name", "model", "profile"):
@@ -173,7 +173,7 @@ def _small(entry: Experiment, has_weights: bool, profile: str) -> dict:
     changes = dict(_CPU)
     changes["encoder"] = RESNET18 if resnet else TINY
     changes["weights"] = "random" if entry.model == "swiftnet" and not has_weights else ""
-    if entry.model == "ladder":
+    if entry.model == "clip-upsampler":
         divisor = _NARROWER[changes["encoder"]]
         changes["width"] = changes["spp_bottleneck"] = entry.width // divisor
         changes["spp_width"] = entry.spp_width // divisor
@@ -223,9 +223,6 @@ def _checked(entry: Experiment) -> Experiment:
             continue
         if not low <= value <= high:  # also refuses NaN
             raise InputError(f"setting {key}={value}: it must lie between {low:g} and {high:g}")
-    for key, value in entry.settings().items():
-        if isinstance(value, str) and not is_printable(value):
-            raise InputError(f"setting {key}={value!a} cannot be printed: rename the file")
     for key in ("train_split", "test_split"):
         if getattr(entry, key) not in ("train", "val", "trainval", "test"):
             raise InputError(
@@ -233,7 +230,7 @@ def _checked(entry: Experiment) -> Experiment:
             )
     if entry.model == "bilinear" and entry.epochs:
         raise InputError(f"setting epochs={entry.epochs}: {entry.name} has nothing to learn")
-    if entry.model in ("ladder", "swiftnet") and entry.batch_size < 2:
+    if entry.model in ("clip-upsampler", "swiftnet") and entry.batch_size < 2:
         raise InputError(
             f"setting batch_size={entry.batch_size}: {entry.name} needs 2, as BatchNorm over the "
             "1x1 level of the pyramid pooling averages over the batch"

@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from camvid_lang.data.camvid import Frames, load, read_image
+from camvid_lang.data.camvid import Frames, load_camvid, read_image
 from camvid_lang.data.download import fetch
 from camvid_lang.demo import demo_settings
 from camvid_lang.device import pick_device
-from camvid_lang.errors import InputError
+from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import PROFILES, Experiment, configure
 from camvid_lang.report.figures import curves, heat_maps, overlay, palette, to_png
 from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_compact_markdown
@@ -39,7 +39,6 @@ from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
 from camvid_lang.segmenter import Segmenter, read_phrases, shrink
-from camvid_lang.training.loop import Interrupted
 from camvid_lang.training.mirror import Mirror
 
 __all__ = [
@@ -100,7 +99,7 @@ class Session:
         # Drawn scenes are small, and what suits CamVid would take longer and learn less on them.
         suited = demo_settings(name) if self.drawn and self.profile == "cpu" else {}
         chosen = {} if name.startswith("bilinear") else self.settings  # which learns nothing
-        return configure(name, self.profile, {**suited, **settings, **chosen})
+        return configure(name, self.profile, **{**suited, **settings, **chosen})
 
     def run(self, name: str, show: bool = True, **settings: object) -> dict:
         """Run an experiment, go on with it, or read it back where it is finished.
@@ -235,7 +234,7 @@ class Session:
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:
         """A split of the data set in memory; under `smoke` at most 8 frames."""
-        return load(self.data, split, limit or (8 if self.profile == "smoke" else None))
+        return load_camvid(self.data, split, limit or (8 if self.profile == "smoke" else None))
 
 
 def describe(experiment: Experiment) -> str:
@@ -330,7 +329,7 @@ def start(
     work = Path(given("CAMVID_LANG_WORK", "") or _work_folder())
     if profile == "auto":
         profile = "thesis" if pick_device().type == "cuda" else "cpu"
-    configure("frozen-names", profile, chosen)  # what is wrong is told before a download
+    configure("frozen-names", profile, **chosen)  # what is wrong is told before a download
     root = _drive_folder(drive)
     local = _data_folder(data, profile, work)
     label = f"{data if data in ('camvid', 'scenes') else local.name}-{profile}"

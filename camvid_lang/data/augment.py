@@ -66,9 +66,7 @@ def batches(
     batch_size: int,
     crop: int | tuple[int, int],
     generator: torch.Generator,
-    order: torch.Tensor | None = None,
-    skip: int = 0,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One pass over the frames in random order, each at most once, randomly cropped.
 
     Yields uint8 images (B, 3, h, w), uint8 labels (B, h, w) on the frames' device, and the int64
@@ -80,9 +78,7 @@ def batches(
     `InputError` as `number_of_batches` and `random_crops` do.
     """
     count = number_of_batches(len(frames), batch_size)
-    if order is None:
-        order = torch.randperm(len(frames), generator=generator)
+    order = torch.randperm(len(frames), generator=generator)
     size = crop or tuple(frames.images.shape[-2:])
-    for indices in order.split(batch_size)[skip:count]:
-        crops = random_crops(frames.images, frames.labels, size, generator, indices.tolist())
-        yield *crops, indices
+    for indices in order.split(batch_size)[:count]:
+        yield random_crops(frames.images, frames.labels, size, generator, indices.tolist())

@@ -33,13 +33,13 @@ from camvid_lang.data.classes import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
 import json
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from camvid_lang.errors import InputError, is_printable
+from camvid_lang.errors import InputError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 import torch
@@ -57,7 +57,7 @@ __all__ = [
     "common_size",
     "compare_with_release",
     "find_pairs",
-    "load",
+    "load_camvid",
     "one_line",
     "pixel_digest",
     "raise_any",
@@ -353,7 +353,7 @@ def _by_stem(root: Path, folder: str, suffixes: Sequence[str], problems: list[st
         suffix = path.suffix.lower()
         if entry.startswith(".") or suffix == ".part" or suffix not in SUFFIXES:
             continue
-        if not is_printable(entry):
+        if not entry.isprintable():
             problems.append(f"{folder}/{entry!a}: a name that cannot be printed; rename it")
         elif suffix not in suffixes:
             other[path.stem] = entry
@@ -406,7 +406,7 @@ def survey(root: str | Path, folders: Iterable[str] = FOLDERS) -> Survey:
             )
     is_camvid, found.missing = compare_with_release(names)
     name = card.get("name", "CamVid" if is_camvid else root.resolve().name)
-    found.name = "".join(c if is_printable(c) else "?" for c in one_line(name))
+    found.name = "".join(c if c.isprintable() else "?" for c in one_line(name))
     if "size" in card:
         found.declared_size = (card["size"][0], card["size"][1])
     return found
@@ -546,12 +546,20 @@ class Frames:
     def __len__(self) -> int:
         return len(self.names)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, pixels and labels: the content."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.cpu().numpy())
+        return digest.hexdigest()
+
     def to(self, device: str | torch.device) -> "Frames":
         """The same frames with both tensors on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
-def load(root: str | Path, split: str, limit: int | None = None) -> Frames:
+def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = None) -> Frames:
     """Decodes a split (`train`, `val`, `trainval`, `test`) into memory, checking while at it.
 
     Frames are sorted by name, `trainval` being train followed by val. `limit` takes that many,

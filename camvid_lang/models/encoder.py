@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from camvid_lang.errors import InputError
-from camvid_lang.training.checkpoint import sha256
 
 __all__ = [
     "RESNET18",
@@ -24,7 +23,6 @@ __all__ = [
     "TINY",
     "DenseCLIPEncoder",
     "ResNetEncoder",
-    "fingerprint",
     "load_clip",
     "load_resnet18",
 ]
@@ -88,14 +86,6 @@ def resolve_weights(name: str, weights: str) -> str:
     if not tags:
         raise InputError(f"open_clip knows no weights for '{name}': give a file with --weights")
     return tags[0]
-
-
-def fingerprint(name: str, weights: str) -> str:
-    """What identifies a model's weights: the tag, or the SHA-256 of the file's content."""
-    source = resolve_weights(name, weights)
-    if not Path(source).is_file():
-        return source
-    return f"sha256:{sha256(source)}"
 
 
 def _why_not_loaded(name: str, source: str, is_tag: bool, error: Exception) -> str:

@@ -58,15 +58,15 @@ class SegmentationModel(nn.Module):
             if not name.startswith("encoder."):
                 yield parameter
 
-    def learned_state(self) -> dict[str, Tensor]:
+    def trained_state(self) -> dict[str, Tensor]:
         """The state dict without a frozen encoder."""
         state = self.state_dict()
         if self.train_encoder:
             return state
         return {key: value for key, value in state.items() if not key.startswith("encoder.")}
 
-    def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `learned_state`.
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `trained_state`.
 
         Raises:
             RuntimeError: keys or shapes that do not match this model, or values not finite.

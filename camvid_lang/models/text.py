@@ -5,9 +5,7 @@ its embedding is their average, brought back to length one.
 """
 
 import difflib
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,14 +18,12 @@ from torch.nn import functional as F
 
 from camvid_lang.data.classes import ALIASES, CLASSES, DESCRIPTIONS
 from camvid_lang.errors import InputError
-from camvid_lang.models.encoder import fingerprint, load_clip
 
 __all__ = [
-    "CLIPText",
-    "PhraseFile",
-    "TextSource",
-    "cache_folder",
-    "class_phrases",
+    "CLIPTextEncoder",
+    "TextBank",
+    "TextEncoder",
+    "class_prompts",
     "embed_classes",
     "parse_classes",
 ]
@@ -35,7 +31,7 @@ __all__ = [
 MAX_PHRASE_CHARACTERS = 2000  # no phrase within 77 tokens is longer; keeps the tokenizer fast
 
 
-class TextSource(Protocol):
+class TextEncoder(Protocol):
     """Anything that embeds phrases."""
 
     label: str
@@ -44,7 +40,7 @@ class TextSource(Protocol):
         """n phrases -> (n, C) float32, rows of length one."""
 
 
-def class_phrases(classes: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> dict:
+def class_prompts(classes: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> dict:
     """The phrases of each class: {class name: [phrase, ...]}, in order.
 
     Args:
@@ -61,7 +57,7 @@ def class_phrases(classes: str | Sequence[str] | Mapping[str, str | Sequence[str
         if classes == "descriptions":
             return {name: [text] for name, text in DESCRIPTIONS.items()}
         try:
-            return class_phrases(_read_json(Path(classes)))
+            return class_prompts(_read_json(Path(classes)))
         except InputError as error:
             told = str(error)
             named = told if classes in told else f"text set {classes}: {told}"
@@ -91,7 +87,7 @@ def class_phrases(classes: str | Sequence[str] | Mapping[str, str | Sequence[str
 
 
 def parse_classes(text: str) -> dict:
-    """`class_phrases` of a comma-separated line; `car|lorry` gives one class two phrases."""
+    """`class_prompts` of a comma-separated line; `car|lorry` gives one class two phrases."""
     entries = [entry.strip() for entry in text.split(",")]
     if entries and not entries[-1]:
         entries.pop()
@@ -101,17 +97,17 @@ def parse_classes(text: str) -> dict:
         if phrases[0] in classes:
             raise InputError(f"class {phrases[0]!r} is given twice: name each class once")
         classes[phrases[0]] = phrases
-    return class_phrases(classes)
+    return class_prompts(classes)
 
 
-def embed_classes(classes: Mapping[str, Sequence[str]], source: TextSource) -> Tensor:
+def embed_classes(classes: Mapping[str, Sequence[str]], encoder: TextEncoder) -> Tensor:
     """Text matrix (K, C), float32, rows of length one, in the order of `classes`.
 
     Raises:
         InputError: a class whose phrases point in opposite directions, so that nothing is left.
     """
     phrases = [phrase for group in classes.values() for phrase in group]
-    vectors = source.encode(phrases).split([len(group) for group in classes.values()])
+    vectors = encoder.encode(phrases).split([len(group) for group in classes.values()])
     means = torch.stack([group.mean(dim=0) for group in vectors])
     for name, length in zip(classes, means.norm(dim=1).tolist(), strict=True):
         if not length > 1e-6:  # also refuses NaN
@@ -121,73 +117,20 @@ def embed_classes(classes: Mapping[str, Sequence[str]], source: TextSource) -> T
     return F.normalize(means, dim=1)
 
 
-def cache_folder() -> Path:
-    """Where computed text embeddings are kept: CAMVID_LANG_CACHE, or the user's cache folder."""
-    if folder := os.environ.get("CAMVID_LANG_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "camvid_lang"
+class CLIPTextEncoder:
+    """Text tower of a loaded open_clip model; `name` is the model's, for its tokenizer."""
 
-
-class CLIPText:
-    """Text tower of an open_clip model, with a cache on disk by model, weights and phrase.
-
-    The tower is loaded only for a phrase that the cache lacks.
-    """
-
-    def __init__(self, name: str, weights: str = "", cache: Path | None = None):
-        self.name, self.weights = name, weights
+    def __init__(self, clip: open_clip.CLIP, name: str):
+        self.name, self._clip = name, clip
         self.label = f"{name} text tower"
-        self.cache = (cache or cache_folder()) / "text"
-        self._identity: str | None = None
-        self._clip: open_clip.CLIP | None = None
 
-    def encode(self, phrases: Sequence[str]) -> Tensor:
-        """n phrases -> (n, C) float32, rows of length one.
-
-        Raises:
-            InputError: a phrase over the context (77 tokens), or weights that are missing.
-        """
-        found = {phrase: self._cached(phrase) for phrase in phrases}
-        missing = [phrase for phrase, vector in found.items() if vector is None]
-        if missing:
-            for phrase, vector in zip(missing, self._compute(missing), strict=True):
-                found[phrase] = vector
-                self._store(phrase, vector)
-        return torch.from_numpy(np.stack([found[phrase] for phrase in phrases]))
-
-    def _compute(self, phrases: list[str]) -> np.ndarray:
-        # Kept: whoever asks for one new phrase soon asks for another.
-        clip = self._clip = self._clip or load_clip(self.name, self.weights)
-        tokens = tokenise(phrases, open_clip.get_tokenizer(self.name), clip.context_length)
-        with torch.no_grad():
-            batches = [clip.encode_text(batch, normalize=True) for batch in tokens.split(64)]
-        return torch.cat(batches).float().numpy()
-
-    def _file(self, phrase: str) -> Path:
-        if self._identity is None:
-            self._identity = f"{self.name}|{fingerprint(self.name, self.weights)}"
-        key = hashlib.sha256(f"{self._identity}|{phrase}".encode()).hexdigest()
-        return self.cache / f"{key[:40]}.npy"
-
-    def _cached(self, phrase: str) -> np.ndarray | None:
-        try:
-            vector = np.load(self._file(phrase), allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # absent or damaged: computed again
-            return None
-        usable = vector.ndim == 1 and vector.dtype == np.float32 and np.isfinite(vector).all()
-        return vector if usable else None
-
-    def _store(self, phrase: str, vector: np.ndarray) -> None:
-        file = self._file(phrase)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(f".{os.getpid()}.part")
-            with open(temporary, "wb") as target:
-                np.save(target, vector)
-            temporary.replace(file)
-        except OSError:
-            pass  # a cache that cannot be written only costs time
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """n prompts -> (n, C) float32, rows of length one."""
+        tokenizer = open_clip.get_tokenizer(self.name)
+        tokens = tokenise(prompts, tokenizer, self._clip.context_length)
+        batches = [self._clip.encode_text(part, normalize=True) for part in tokens.split(64)]
+        return torch.cat(batches).float()
 
 
 def tokenise(phrases: Sequence[str], tokenizer, context: int) -> Tensor:
@@ -208,7 +151,7 @@ def tokenise(phrases: Sequence[str], tokenizer, context: int) -> Tensor:
     return tokenizer(list(phrases), context_length=context)
 
 
-class PhraseFile:
+class TextBank:
     """Text embeddings from an .npz with `phrases` (n,) and `embeddings` (n, C).
 
     A phrase may carry the name of its collection before the last slash (`cityscapes/road`); it is
