@@ -27,10 +27,11 @@ from camvid_lang.data import download
 from camvid_lang.data.camvid import read_image, read_label, read_manifest
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
+from camvid_lang.models.encoder import load_clip
 from camvid_lang.models.text import (
-    CLIPText,
-    PhraseFile,
-    class_phrases,
+    CLIPTextEncoder,
+    TextBank,
+    class_prompts,
     embed_classes,
     parse_classes,
 )
@@ -39,7 +40,7 @@ from camvid_lang.report.html import report_runs
 from camvid_lang.results import FigureData, read_figures, read_results, write_figures
 from camvid_lang.run import run
 from camvid_lang.segmenter import read_phrases, segment_files
-from camvid_lang.training.checkpoint import load_checkpoint, save_checkpoint
+from camvid_lang.training.checkpoint import Checkpoints, load_checkpoint
 
 # Of the archives made here, not of the code that reads them.
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -291,10 +292,8 @@ def test_archives_with_hostile_names_write_nothing_outside(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "good.pt"
     state = {"settings": {"name": "x"}, "model": {"w": torch.rand(40)}, "epoch": 1, "history": []}
-    save_checkpoint(path, state)
-    return path.read_bytes()
+    return Checkpoints(tmp_path_factory.mktemp("saved")).save(state, 1).read_bytes()
 
 
 @fuzz(400)
@@ -380,7 +379,7 @@ def test_any_json(value, tmp_path_factory):
     with refused("json"):
         assert isinstance(read_results(path)["settings"], dict)
     with refused("json"):
-        phrases = class_phrases(str(path))
+        phrases = class_prompts(str(path))
         assert all(isinstance(p, str) and p for group in phrases.values() for p in group)
 
 
@@ -485,7 +484,7 @@ def test_settings_that_no_run_writes_are_refused(key, value, told):
 def test_odd_json(content, tmp_path):
     path = tmp_path / "odd.json"
     path.write_bytes(content)
-    for read in (read_results, lambda path: class_phrases(str(path))):
+    for read in (read_results, lambda path: class_prompts(str(path))):
         with pytest.raises(InputError, match=r"odd\.json"):
             read(path)
 
@@ -513,7 +512,7 @@ def test_any_phrase_is_embedded_or_refused(phrase, tiny_text):
 
 @pytest.fixture(scope="module")
 def tiny_text(tmp_path_factory):
-    return CLIPText("camvid-tiny", cache=tmp_path_factory.mktemp("text"))
+    return CLIPTextEncoder(load_clip("camvid-tiny"), "camvid-tiny")
 
 
 @fuzz(300)
@@ -526,7 +525,7 @@ def tiny_text(tmp_path_factory):
 )
 def test_any_setting(name, profile, key, value):
     with refused("setting"):
-        assert isinstance(configure(name, profile, {key: value}), Experiment)
+        assert isinstance(configure(name, profile, **{key: value}), Experiment)
 
 
 @fuzz(150)
@@ -540,7 +539,7 @@ def test_damaged_banks_and_figures(steps, tmp_path_factory):
     for path in (bank, figures):
         path.write_bytes(damage(path.read_bytes(), steps))
     with refused("bank"):
-        assert PhraseFile(bank).encode(["car"]).shape[0] == 1
+        assert TextBank(bank).encode(["car"]).shape[0] == 1
     CASES["figures"] += 1
     assert read_figures(figures) is None or isinstance(read_figures(figures), FigureData)
 
@@ -568,7 +567,7 @@ def test_figures_that_do_not_fit_together_are_left_out(tmp_path):
 def test_phrases_that_cancel_are_refused(tmp_path):
     vectors = np.array([[1, 0], [-1, 0], [0, 1]], dtype=np.float32)
     np.savez(tmp_path / "bank.npz", phrases=np.array(["car", "van", "tree"]), embeddings=vectors)
-    source = PhraseFile(tmp_path / "bank.npz")
+    source = TextBank(tmp_path / "bank.npz")
     with pytest.raises(InputError, match="class 'car': its phrases' vectors cancel"):
         embed_classes({"tree": ["tree"], "car": ["car", "van"]}, source)
 
@@ -616,7 +615,7 @@ def finished(tmp_path_factory):
 
     base = tmp_path_factory.mktemp("finished")
     write_dataset(base / "data")
-    run(configure("frozen-names", "smoke"), base / "data", base / "run", "cpu")
+    run(configure("frozen-names", "smoke"), base / "data", base / "run", device="cpu")
     return base / "run"
 
 

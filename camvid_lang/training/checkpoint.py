@@ -18,15 +18,7 @@ import torch
 
 from camvid_lang.errors import START_OVER, InputError
 
-__all__ = [
-    "Checkpoints",
-    "atomic_write",
-    "changed_settings",
-    "copy",
-    "delete",
-    "epoch_of",
-    "load_checkpoint",
-]
+__all__ = ["Checkpoints", "changed_settings", "load_checkpoint"]
 
 KEPT = 2  # of kind `last`
 _NAME = re.compile(r"(last|best)-(\d+)\.pt")
@@ -36,11 +28,7 @@ _LOCATIONS = ("weights", "text_bank")
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; it replaces `path` when the block ends, not if the block raises.
-
-    Raises:
-        OSError: it cannot be written. What was at `path` stays.
-    """
+    """A file that replaces `path` when the block ends; if the block raises, `path` is unchanged."""
     temporary = path.with_name(f"{path.name}.part")
     try:
         with open(temporary, "wb") as file:
@@ -90,10 +78,8 @@ def load_checkpoint(path: str | Path) -> dict:
         raise InputError(f"checkpoint {path} is missing: run the experiment first") from error
     except Exception as error:  # damaged bytes raise almost any exception
         reason = textwrap.shorten(str(error) or type(error).__name__, 150)
-        raise InputError(
-            f"checkpoint {path} is damaged or not a checkpoint ({reason}): delete it, or "
-            f"{START_OVER}"
-        ) from error
+        what = f"{path} is damaged or not a checkpoint ({reason})"
+        raise InputError(f"{what}: delete it, or {START_OVER}") from error
     if not isinstance(state, dict) or not {"settings", "model", "epoch"} <= state.keys():
         raise InputError(f"checkpoint {path} was not written by camvid_lang: choose another folder")
     return state
@@ -111,9 +97,7 @@ def changed_settings(stored: Mapping, wanted: Mapping) -> list[str]:
 class Checkpoints:
     """The checkpoints of one run: `last-EPOCH.pt` (two) and `best-EPOCH.pt` (one).
 
-    Args:
-        folder: made when the first is saved.
-        on_saved: called after each save (to mirror it, say).
+    `on_saved` is called after each save (to mirror it, say).
     """
 
     def __init__(self, folder: str | Path, on_saved: Callable[[], object] | None = None):
@@ -156,12 +140,10 @@ class Checkpoints:
                 copy(path, self.folder / f"best-{epoch:04d}.pt")
         except (OSError, RuntimeError) as error:  # RuntimeError: torch.save on a full disk
             reason = textwrap.shorten(str(error), 150)
-            raise InputError(
-                f"checkpoint {path} cannot be written ({reason}): free disk space and run again; "
-                "training resumes from the checkpoint before"
-            ) from error
+            advice = "free disk space and run again to resume"
+            raise InputError(f"{path} cannot be written ({reason}): {advice}") from error
         for old in (*self.files("last")[:-KEPT], *self.files("best")[:-1]):
-            old.unlink()
+            delete(old)
         if self.on_saved:
             self.on_saved()
         return path

@@ -27,14 +27,7 @@ from camvid_lang.experiments import Experiment, learning_rate_factor
 from camvid_lang.models.segmentation import SegmentationModel
 from camvid_lang.training.checkpoint import Checkpoints, changed_settings
 
-__all__ = [
-    "EpochMetrics",
-    "Trainer",
-    "make_optimizer",
-    "segmentation_loss",
-    "train",
-    "training_step",
-]
+__all__ = ["Trainer", "make_optimizer", "segmentation_loss", "train", "training_step"]
 
 
 def train(
@@ -62,32 +55,26 @@ def train(
     """
     trainer = Trainer(model, experiment, device, frames.digest)
     history = trainer.resume(checkpoints)
-    steps, done = number_of_batches(len(frames), experiment.batch_size), len(history)
-    bar = tqdm(total=experiment.epochs * steps, initial=done * steps, unit="step")
-    bar.set_description(experiment.name)
-    with bar, stop_signals(experiment.name) as check_signals:
-        for epoch in range(done, experiment.epochs):
-            started, metrics, generator = (
-                time.perf_counter(),
-                EpochMetrics(device),
-                trainer.generator,
-            )
-            trainer.set_learning_rate(epoch)
-            model.train()
-            for images, labels in batches(
-                frames, experiment.batch_size, experiment.crop, generator
-            ):
+    name, epochs, size = experiment.name, experiment.epochs, experiment.batch_size
+    steps, done = number_of_batches(len(frames), size), len(history)
+    with (
+        stop_signals(name) as check_signals,
+        tqdm(desc=name, total=epochs * steps, initial=done * steps, unit="step") as bar,
+    ):
+        for epoch in range(done, epochs):
+            started, metrics = time.perf_counter(), EpochMetrics(device)
+            trainer.start_epoch(epoch)
+            for images, labels in batches(frames, size, experiment.crop, trainer.generator):
                 check_signals()
                 loss, output = trainer.step(images, labels)
                 metrics.add(loss, output, labels)
                 bar.update()
             loss, miou = metrics.read()
-            trainer.refuse_not_finite(loss)
             best = (miou or 0) > max((entry["miou"] or 0 for entry in history), default=-1)
-            numbers = {"epoch": epoch + 1, "loss": loss, "miou": miou, "lr": trainer.lr}
-            history.append({**numbers, "seconds": time.perf_counter() - started})
+            seconds = time.perf_counter() - started
+            trainer.end_epoch(loss=loss, miou=miou, seconds=seconds)
             checkpoints.save(trainer.state(), epoch + 1, best)
-            bar.set_postfix_str(f"epoch {epoch + 1}/{experiment.epochs}, loss {loss:.3f}")
+            bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {loss:.3f}")
             if on_epoch:
                 on_epoch(history)
         check_signals()
@@ -102,7 +89,7 @@ def segmentation_loss(scores_map: Tensor, labels: Tensor, temperature: float) ->
         labels: (N, H, W) uint8 ids; pixels of id 11 (void) are ignored.
 
     Returns:
-        Mean over labelled pixels; 0 for a batch that has none.
+        Mean over labelled pixels; 0 if there are none.
 
     Example:
         >>> segmentation_loss(torch.zeros(1, 11, 2, 2), torch.zeros(1, 2, 2), 1.0)  # log(11)
@@ -174,8 +161,7 @@ class EpochMetrics:
 class Trainer:
     """All that training changes: weights, optimizer, gradient scaler, random states, history.
 
-    Args:
-        frames: `Frames.digest` of the training frames.
+    `frames` is the `Frames.digest` of the training frames.
     """
 
     def __init__(
@@ -190,34 +176,32 @@ class Trainer:
         self.identity = {"frames": frames, **frozen_state(model)}
         self.history: list[dict] = []
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the new layers."""
-        return self.optimizer.param_groups[0]["lr"]
-
-    def set_learning_rate(self, epoch: int) -> None:
-        """Anneal all groups to this epoch (from 0)."""
+    def start_epoch(self, epoch: int) -> None:
+        """Set training mode and anneal the learning rates to this epoch (from 0)."""
+        self.model.train()
         final, epochs = self.experiment.final_lr_fraction, self.experiment.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(epoch, epochs, final)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One `training_step`."""
-        parts = self.optimizer, self.scaler, self.precision
+        rest = self.optimizer, self.scaler, self.precision
         try:
-            return training_step(self.model, images, labels, *parts)
+            return training_step(self.model, images, labels, *rest)
         except torch.OutOfMemoryError as error:
             sizes = f"batch_size ({self.experiment.batch_size}) or crop ({self.experiment.crop})"
             raise InputError(f"{self.experiment.name}: {error}; lower {sizes}") from error
 
-    def refuse_not_finite(self, loss: float) -> None:
-        """Raise `InputError` where an epoch's loss or a weight is not finite: it is not saved."""
-        weights = self.model.trained_state()
-        wrong = [name for name, value in weights.items() if not value.isfinite().all()]
-        if wrong or not math.isfinite(loss):
-            what = f"{self.experiment.name}, epoch {len(self.history) + 1}: loss {loss}"
-            what += f", weight {wrong[0]} is not finite" if wrong else ""
-            raise InputError(f"{what}; the epoch is not saved: lower lr")
+    def end_epoch(self, loss: float, miou: float | None, seconds: float) -> None:
+        """Append to the history; `InputError` where the loss or a weight is not finite."""
+        epoch, lr = len(self.history) + 1, self.optimizer.param_groups[0]["lr"]
+        finite = all(value.isfinite().all() for value in self.model.trained_state().values())
+        if not (finite and math.isfinite(loss)):
+            what = f"loss is {loss}" if finite else "weights are not finite"
+            advice = "the epoch is not saved: lower lr"
+            raise InputError(f"{self.experiment.name}: {what} in epoch {epoch}; {advice}")
+        numbers = {"epoch": epoch, "loss": loss, "miou": miou, "lr": lr, "seconds": seconds}
+        self.history.append(numbers)
 
     def state(self) -> dict:
         """Everything that the next epoch depends on, as tensors and plain data."""
@@ -236,11 +220,7 @@ class Trainer:
         }
 
     def resume(self, checkpoints: Checkpoints) -> list[dict]:
-        """Load the newest checkpoint, if there is one; returns the history so far.
-
-        Raises:
-            InputError: it is of other settings, frames, weights or words.
-        """
+        """Load the newest checkpoint, if any, of the same run; returns the history so far."""
         if (found := checkpoints.newest()) is None:
             return self.history
         path, state = found
