@@ -1,46 +1,39 @@
-"""Where a model runs, in which precision, and how memory is kept there."""
-
-import contextlib
-import ctypes
+"""The device a model runs on, and the precision it runs in."""
 
 import torch
 from torch import nn
 
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "autocast",
-    "give_back_freed_memory",
-    "mixed_precision",
-    "pick_device",
-    "reuse_freed_memory",
-    "short_name",
-    "to_device",
-]
-
-# What ctypes raises where the C library is another one, or, on Windows, none by that name.
-NO_GLIBC = (OSError, AttributeError, TypeError)
+__all__ = ["autocast", "mixed_precision", "pick_device", "to_device"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """The device of this name; `auto` is CUDA where it is available, else the CPU.
 
     Raises:
-        InputError: a device that this machine or this torch does not have.
+        InputError: a device that this machine does not have, or that is neither a CPU nor CUDA.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with contextlib.suppress(RuntimeError, AssertionError):
+    try:
         device = torch.empty(0, device=name).device
-        if device.type in ("cpu", "cuda"):
-            return device
-    raise InputError(f"device '{name}' is not there or not supported: use cpu, cuda or auto")
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device '{name}': {reason}; use cpu, cuda or auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}' is not supported: use cpu, cuda or auto")
+    return device
 
 
 def mixed_precision(device: torch.device) -> torch.dtype:
     """The dtype of autocast: bfloat16 from compute capability 8 on, float16 below, float32 on CPUs.
 
-    A T4 (7.5) says it supports bfloat16 but emulates it slowly, so the capability is asked.
+    The capability decides, as a T4 (7.5) reports support of bfloat16 but emulates it slowly.
     """
     if device.type != "cuda":
         return torch.float32
@@ -49,38 +42,13 @@ def mixed_precision(device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype | None = None) -> torch.autocast:
-    """`torch.autocast` in the device's `mixed_precision`, or in the one given; off in float32."""
+    """`torch.autocast` in `precision`, default `mixed_precision(device)`; off in float32."""
     precision = precision or mixed_precision(device)
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
-def short_name(precision: torch.dtype) -> str:
-    """`float16` for torch.float16."""
-    return str(precision).removeprefix("torch.")
-
-
-def reuse_freed_memory() -> None:
-    """Let glibc keep freed blocks instead of handing each back to the kernel; Linux only.
-
-    A training step frees and takes hundreds of blocks of many megabytes. By default glibc maps
-    each anew and the kernel zeroes it page by page; kept, a step on two cores took 1.7 s instead
-    of 2.4 s (SwiftNet, 12 crops of 224x224).
-    """
-    with contextlib.suppress(*NO_GLIBC):  # slower, no harm
-        mallopt = ctypes.CDLL(None).mallopt
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def give_back_freed_memory() -> None:
-    """Hand what was freed back to the kernel, where glibc can, so that it no longer counts."""
-    with contextlib.suppress(*NO_GLIBC):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on `device`, channels last, as half-precision convolutions on CUDA want it.
+    """The model on `device`, channels last, which half-precision convolutions on CUDA need.
 
     On a CPU it saves a sixth of a step (ResNet-18, 6 crops of 224x224, two cores).
     """

@@ -1,23 +1,25 @@
-"""The one exception that means that the input is at fault, and what can be told in one line."""
+"""Exceptions that end a command with one line instead of a traceback."""
 
-import unicodedata
+__all__ = ["START_OVER", "InputError", "Interrupted"]
 
-__all__ = [
-    "InputError",
-    "is_printable",
-]
+START_OVER = "start over with --fresh (in a notebook: untick RESUME)"
 
 
 class InputError(Exception):
-    """Bad input, told in one line: what is wrong, where, and how to mend it.
+    """The input is at fault; the message says what is wrong, where, and how to fix it.
 
-    The command line prints the message and leaves with exit code 1; everything else that is
-    raised is a defect and keeps its traceback.
+    The command line prints the message and exits with code 1. Any other exception is a defect and
+    keeps its traceback.
     """
 
 
-def is_printable(text: str) -> bool:
-    """Whether a text can be shown and written anywhere: no control characters, no line breaks, no
-    bytes of a file name that are no UTF-8. Spaces of all widths are let be: macOS writes them.
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal; it resumes from its last checkpoint.
+
+    Attributes:
+        signal: the signal's number; a command exits with 128 plus it.
     """
-    return all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
+
+    def __init__(self, signal: int, message: str):
+        super().__init__(message)
+        self.signal = signal

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from camvid_lang.data.classes import VOID
-from camvid_lang.errors import InputError, is_printable
+from camvid_lang.errors import InputError
 
 __all__ = [
     "FigureData",
@@ -23,7 +23,7 @@ __all__ = [
     "versions",
     "what_is_wrong",
     "write_figures",
-    "write_json",
+    "write_results",
 ]
 
 LARGEST = 1e12  # no number of a result comes near it
@@ -40,7 +40,7 @@ def _number(value: object) -> bool:
 
 
 def _text(value: object) -> bool:
-    return isinstance(value, str) and is_printable(value)
+    return isinstance(value, str)
 
 
 def _plain(value: object) -> bool:
@@ -128,7 +128,7 @@ def read_results(path: str | Path) -> dict:
     return results
 
 
-def write_json(path: str | Path, value: Mapping) -> None:
+def write_results(path: str | Path, value: Mapping) -> None:
     """Write JSON to a temporary, then rename; numbers that are not finite become null."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.part")

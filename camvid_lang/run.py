@@ -1,41 +1,30 @@
-"""From an experiment's settings to its model: encoder, text embeddings and what is trained.
+"""One experiment on one data set in one folder, from weights to scores; and loading it again.
 
-A run: one experiment on one data set in one folder, from weights to scores; resumable.
+A run's folder holds `checkpoints/` and, once it is finished, `results.json` and `figures.npz` (the
+few frames, predictions and similarities that a report draws).
+"""
 
-Files of a run's folder: `checkpoints/` while and after training, `results.json` once it is done,
-`figures.npz` with the few frames, predictions and similarities that its report draws."""
-
-import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camvid_lang.data.camvid import DataReport, Frames, load_camvid, verify
+from camvid_lang.data.camvid import Frames, load_camvid, verify
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES
-from camvid_lang.device import pick_device, reuse_freed_memory, to_device
-from camvid_lang.errors import InputError
+from camvid_lang.device import pick_device, to_device
+from camvid_lang.errors import START_OVER, InputError
 from camvid_lang.evaluation import evaluate, predict
 from camvid_lang.experiments import Experiment, restore
-from camvid_lang.models.encoder import (
-    RESNET18,
-    TINY,
-    DenseCLIPEncoder,
-    load_clip,
-    load_resnet18,
-    resolve_weights,
-)
-from camvid_lang.models.segmentation import (
-    Adapter,
-    Bilinear,
-    CLIPUpsampler,
-    SegmentationModel,
-    SwiftNet,
-)
+from camvid_lang.models import encoder as encoders
+from camvid_lang.models import segmentation
+from camvid_lang.models.segmentation import SegmentationModel
 from camvid_lang.models.text import (
     CLIPTextEncoder,
     TextBank,
@@ -43,300 +32,253 @@ from camvid_lang.models.text import (
     class_prompts,
     embed_classes,
 )
-from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import FigureData, read_results, versions, write_figures, write_json
-from camvid_lang.training.checkpoint import (
-    Checkpoints,
-    folder_lock,
-    load_checkpoint,
-    refuse_changed_settings,
-)
+from camvid_lang.results import FigureData, read_results, versions, write_figures, write_results
+from camvid_lang.training.checkpoint import Checkpoints, changed_settings, delete
 from camvid_lang.training.loop import train
 from camvid_lang.training.mirror import CHECKPOINTS, RESULTS, Mirror
 
-__all__ = [
-    "assemble",
-    "build_model",
-    "describe_encoder",
-    "load_run",
-    "run",
-    "text_source",
-    "trained_phrases",
-]
+__all__ = ["assemble", "build_model", "load_run", "run", "trained_prompts"]
+
+SAMPLES = 4  # frames drawn in the report
 
 
-def text_source(experiment: Experiment) -> TextEncoder:
-    """Where this experiment's text embeddings come from: its bank, or a text tower.
-
-    ResNet-18 has no text tower; without a bank it learns the tiny CLIP's embeddings.
-    """
-    if experiment.text_bank:
-        return TextBank(experiment.text_bank)
-    if experiment.encoder == RESNET18:
-        return CLIPTextEncoder(load_clip(TINY), TINY)
-    return CLIPTextEncoder(load_clip(experiment.encoder, experiment.weights), experiment.encoder)
-
-
-def trained_phrases(experiment: Experiment) -> dict[str, list[str]] | None:
-    """{class: [phrase, ...]} of the 11 classes, by id, that the experiment learns with.
-
-    None for swiftnet, which learns without language.
+def trained_prompts(experiment: Experiment) -> dict[str, list[str]] | None:
+    """{class: [prompt, ...]} of the 11 classes, by id; None for swiftnet, which has no language.
 
     Raises:
-        InputError: a text set that does not name each of the 11 classes, and no others.
+        InputError: a text set whose classes are not the 11 of the labels.
     """
     if experiment.model == "swiftnet":
         return None
-    phrases = class_prompts(experiment.text_set)
-    wrong = [f"lacks {name!r}" for name in CLASSES if name not in phrases]
-    wrong += [f"{name!r} is none of them" for name in phrases if name not in CLASSES]
+    prompts = class_prompts(experiment.text_set)
+    wrong = [f"{name!r} is missing" for name in CLASSES if name not in prompts]
+    wrong += [f"{name!r} is not one of them" for name in prompts if name not in CLASSES]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise InputError(
             f"text set {experiment.text_set}: labels have the 11 classes {', '.join(CLASSES)} "
-            f"({'; '.join(wrong[:4])}{more}): map each of them to a phrase or several"
+            f"({'; '.join(wrong[:4])}{more}): map each of them to one or several prompts"
         )
-    return {name: phrases[name] for name in CLASSES}
+    return {name: prompts[name] for name in CLASSES}
 
 
 def build_model(
-    experiment: Experiment, classes: Mapping | None = None, pretrained: bool = True
-) -> SegmentationModel:
-    """The experiment's model on the CPU, pretrained parts loaded, new parts seeded.
+    experiment: Experiment, prompts: Mapping | None = None, pretrained: bool = True
+) -> tuple[SegmentationModel, TextEncoder | None]:
+    """The experiment's model on the CPU, its pretrained parts loaded and its new parts seeded.
 
     Args:
-        classes: {class: [phrase, ...]} in place of the experiment's text set.
-        pretrained: False spares ResNet-18 its file where a checkpoint will replace it all.
+        prompts: {class: [prompt, ...]} in place of the experiment's text set.
+        pretrained: False leaves ResNet-18 random where a checkpoint follows.
+
+    Returns:
+        The model and its text encoder (None for swiftnet); CLIP is loaded once for both.
 
     Raises:
-        InputError: missing weights, a phrase that cannot be embedded, widths that do not meet.
+        InputError: missing weights, a prompt that cannot be embedded, widths that do not match.
     """
-    if experiment.model == "swiftnet":
-        text = None
+    clip, text, text_encoder = None, None, None
+    if experiment.encoder == encoders.RESNET18:
+        encoder = encoders.load_resnet18(experiment.weights if pretrained else "random")
     else:
-        text = embed_classes(classes or trained_phrases(experiment), text_source(experiment))
-    if experiment.encoder == RESNET18:
-        encoder = load_resnet18(experiment.weights if pretrained else "random")
-    else:
-        encoder = DenseCLIPEncoder(load_clip(experiment.encoder, experiment.weights))
-    return assemble(experiment, encoder, text)
+        clip = encoders.load_clip(experiment.encoder, experiment.weights)
+        encoder = encoders.DenseCLIPEncoder(clip)
+    if experiment.model != "swiftnet":
+        if experiment.text_bank:
+            text_encoder = TextBank(experiment.text_bank)
+        elif clip:
+            text_encoder = CLIPTextEncoder(clip, experiment.encoder)
+        else:  # ResNet-18 has no text tower
+            text_encoder = CLIPTextEncoder(encoders.load_clip(encoders.TINY), encoders.TINY)
+        text = embed_classes(prompts or trained_prompts(experiment), text_encoder)
+    return assemble(experiment, encoder, text), text_encoder
 
 
 def assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) -> SegmentationModel:
     """The experiment's model around an encoder and a text matrix (K, C); new parts are seeded.
 
     Raises:
-        InputError: widths of image and text that do not meet.
+        InputError: widths of image and text that do not match.
     """
     torch.manual_seed(experiment.seed)
     trained, temperature = experiment.train_encoder, experiment.temperature
-    ladder = (experiment.width, experiment.spp_bottleneck, experiment.spp_width)
+    widths = (experiment.width, experiment.spp_bottleneck, experiment.spp_width)
     if text is None:
-        return SwiftNet(encoder, NUM_CLASSES, trained, *ladder)
+        return segmentation.SwiftNet(encoder, NUM_CLASSES, trained, *widths)
     if experiment.model == "adapter":
-        return Adapter(encoder, text, trained, temperature)
+        return segmentation.Adapter(encoder, text, trained, temperature)
     if experiment.model == "clip-upsampler":
-        return CLIPUpsampler(encoder, text, trained, temperature, *ladder)
+        return segmentation.CLIPUpsampler(encoder, text, trained, temperature, *widths)
     if encoder.channels[-1] != text.shape[1]:
         raise InputError(
             f"{experiment.name} compares {encoder.channels[-1]}-d image embeddings "
             f"with {text.shape[1]}-d text: leave out text_bank, or give one of the same CLIP"
         )
-    return Bilinear(encoder, text, False, temperature)
-
-
-def describe_encoder(experiment: Experiment) -> dict:
-    """Which encoder, weights and text a result was measured with, in words for a report."""
-    if experiment.encoder == RESNET18:
-        weights = {"": "ImageNet-1k (timm)", "random": "random initialisation"}.get(
-            experiment.weights, Path(experiment.weights).name
-        )
-    else:
-        weights = Path(resolve_weights(experiment.encoder, experiment.weights)).name
-    text = "none" if experiment.model == "swiftnet" else text_source(experiment).label
-    return {"name": experiment.encoder, "weights": weights, "text": text}
-
-
-SAMPLES = 4  # frames drawn in the report
+    return segmentation.Bilinear(encoder, text, False, temperature)
 
 
 def run(
     experiment: Experiment,
     data: str | Path,
     out: str | Path,
+    *,
     device: str = "auto",
     fresh: bool = False,
-    command: str = "",
     mirror: str | Path | None = None,
     on_epoch: Callable[[list[dict]], object] | None = None,
+    command: str = "",
     keep_finished: bool = False,
 ) -> dict:
-    """Train (or go on training) and evaluate; returns what `results.json` then holds.
+    """Train (or resume training) and evaluate; returns what `results.json` then holds.
 
     Args:
         data: a data set in CamVid's layout.
-        out: the run's folder. A finished run is read back, an unfinished one goes on.
-        fresh: delete what an earlier run left there, and start from the beginning.
-        command: kept with the results, to tell how they were made.
-        mirror: a second folder (on a drive) that gets a verified copy of all that is saved, and
-            from which a run goes on where `out` is behind it.
-        on_epoch: called after each epoch with the history so far, see `training.train`.
-        keep_finished: read a finished run back with a note where it was made with other settings,
-            instead of refusing it.
+        out: the run's folder. A finished run is read, an unfinished one is resumed.
+        device: `auto`, `cpu` or `cuda`.
+        fresh: delete what an earlier run left, on the mirror too, and start over.
+        mirror: a second folder (on a drive) that gets a copy of all that is saved, and from which
+            a run is resumed where `out` is behind it.
+        on_epoch: called after each epoch with the history so far, see `training.loop.train`.
+        command: kept with the results, to say how they were made.
+        keep_finished: read a finished run of other settings with a note instead of refusing it.
 
     Raises:
         InputError: anything wrong with the data, the weights, or the folder's earlier run; a
-            folder that another run is using.
-        Interrupted: SIGINT or SIGTERM came while training; the state was saved.
+            folder that another process is using.
+        Interrupted: by SIGINT or SIGTERM while training; see `training.loop.train`.
     """
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: --out names the folder of the run")
-    where = pick_device(device)
-    if where.type == "cpu":
-        reuse_freed_memory()
-    report = verify(data)
-    experiment = fit_crop(experiment, report.size)
-    with folder_lock(out):
-        copy = Mirror(out, Path(mirror)) if mirror else None
-        checkpoints = Checkpoints(out / CHECKPOINTS, copy.update if copy else None)
+    out, where, name = Path(out), pick_device(device), experiment.name
+    prompts, report = trained_prompts(experiment), verify(data)
+    test = _load(data, experiment.test_split, experiment.limit)
+    training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
+    experiment = _fit_crop(experiment, training or test)
+    about_data = {
+        "name": report.name,
+        "train_frames": len(training) if training else 0,
+        "test_frames": len(test),
+        "size": list(test.images.shape[-2:]),
+        "digest": test.digest,
+        "train_digest": training.digest if training else "",
+        "complete": report.complete and not experiment.limit,
+    }
+    with _lock(out):
+        copies = Mirror(out, mirror) if mirror else None
+        checkpoints = Checkpoints(out / CHECKPOINTS, copies.update if copies else None)
         if fresh:
+            for path in (out / name for name in RESULTS):
+                delete(path)
             checkpoints.clear()
-            for name in RESULTS:
-                (out / name).unlink(missing_ok=True)
-        if copy:
-            copy.clear() if fresh else copy.restore()
+        if copies:
+            copies.clear() if fresh else copies.restore()
         try:
-            results = _finished(experiment, out, report, keep_finished)
-            if results is None:
-                results = _train_and_score(
-                    experiment, data, out, report, where, checkpoints, command, on_epoch
-                )
-        finally:  # also when interrupted: what was just saved is what the drive must have
-            if copy:
-                copy.finish()
-    return results
+            if (out / "results.json").exists():
+                return _read_finished(experiment, out, prompts, about_data, keep_finished)
+            model, text_encoder = build_model(experiment, prompts)
+            model, history, train_miou = to_device(model, where), [], None
+            if training:
+                training = training.to(where)
+                history = train(model, training, experiment, checkpoints, where, on_epoch)
+            started, test = time.perf_counter(), test.to(where)
+            scored = evaluate(model, test, desc=f"{name}: {experiment.test_split}")
+            if experiment.score_train and training:
+                desc = f"{name}: {experiment.train_split}"
+                train_miou = evaluate(model, training, desc=desc)["miou"]
+            seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
+            results = {
+                "experiment": name,
+                **scored,
+                "miou_train": train_miou,
+                "settings": experiment.settings(),
+                "prompts": prompts,
+                "data": about_data,
+                "encoder": _describe_encoder(experiment, text_encoder),
+                "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+                "versions": versions(),
+                "seconds": round(seconds, 1),
+                "command": command,
+                "history": history,
+            }
+            write_figures(out / "figures.npz", _figure_data(model, test, text_encoder))
+            write_results(out / "results.json", results)
+            return results
+        finally:  # after an interruption too
+            if copies:
+                copies.finish()
 
 
-def _finished(
-    experiment: Experiment, out: Path, report: DataReport, keep_finished: bool
-) -> dict | None:
-    """The results that the folder holds; None where the run is not finished.
-
-    A folder of another run is refused before anything is computed.
-    """
-    file = out / "results.json"
-    if file.exists():
-        results = read_results(file)
-        measured = results.get("data") or {}
-        test = load_camvid(report.root, experiment.test_split, experiment.limit or None)
-        if measured.get("digest", test.digest) != test.digest:
-            raise InputError(
-                f"{file} was measured on other data ({measured.get('name')}) than {report.root} "
-                "holds: give the same --data, choose another --out, or start afresh with --fresh"
-            )
-        try:
-            refuse_changed_settings(file, results["settings"], experiment.settings())
-        except InputError as error:
-            if not keep_finished or results["experiment"] != experiment.name:
-                raise
-            print(f"note: {str(error).rpartition(': ')[0]}; it is read back as it is")
-        now = None
-        with contextlib.suppress(InputError):  # a file of phrases that is gone is needed no more
-            now = trained_phrases(experiment)
-        if now and results.get("phrases", now) != now:
-            raise InputError(
-                f"{file} was made with other phrases than {experiment.text_set} holds now: "
-                "choose another --out, or start afresh with --fresh"
-            )
-        print(f"{experiment.name}: finished before, read from {file}")
-        return results
-    for path in Checkpoints(out / CHECKPOINTS).files()[-1:]:
-        try:
-            stored = load_checkpoint(path)["settings"]
-        except InputError:
-            continue  # told when training goes on
-        refuse_changed_settings(path, stored, experiment.settings())
-    return None
-
-
-def _train_and_score(
-    experiment: Experiment,
-    data: str | Path,
-    out: Path,
-    report: DataReport,
-    where: torch.device,
-    checkpoints: Checkpoints,
-    command: str,
-    on_epoch: Callable[[list[dict]], object] | None,
-) -> dict:
-    model = to_device(build_model(experiment), where)
-    limit = experiment.limit or None
+def _load(data: str | Path, split: str, limit: int) -> Frames:
+    """The frames of a split; warnings become notes of one line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        test = load_camvid(data, experiment.test_split, limit)
-        trained = experiment.epochs > 0
-        learning = load_camvid(data, experiment.train_split, limit) if trained else None
+        frames = load_camvid(data, split, limit or None)
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"note: {message}")
-    history = []
-    if learning is not None:
-        learning = learning.to(where)
-        history = train(model, learning, experiment, checkpoints, where, on_epoch)
-
-    started = time.perf_counter()
-    test = test.to(where)
-    scored = evaluate(model, test, desc=f"{experiment.name}: {experiment.test_split}")
-    scored_train = None
-    if experiment.score_train and learning is not None:
-        desc = f"{experiment.name}: {experiment.train_split}"
-        scored_train = evaluate(model, learning, desc=desc)["miou"]
-    seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
-    results = {
-        "experiment": experiment.name,
-        **{key: scored[key] for key in ("accuracy", "mean_accuracy", "miou")},
-        "miou_train": scored_train,
-        "iou": scored["iou"],
-        "thesis": THESIS_ROWS.get(experiment.name, {}),
-        "settings": experiment.settings(),
-        "phrases": trained_phrases(experiment),
-        "data": {
-            "name": report.name,
-            "train_frames": len(learning) if learning is not None else 0,
-            "test_frames": len(test),
-            "size": list(test.images.shape[-2:]),
-            "digest": test.digest,
-            "complete": report.complete and not experiment.limit,
-        },
-        "encoder": describe_encoder(experiment),
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
-        "versions": versions(),
-        "seconds": round(seconds, 1),
-        "command": command,
-        "history": history,
-        "confusion": scored["confusion"],
-    }
-    write_figures(out / "figures.npz", figure_data(model, test, experiment))
-    write_json(out / "results.json", results)
-    return results
+    return frames
 
 
-def fit_crop(experiment: Experiment, size: tuple[int, int] | None) -> Experiment:
-    """The experiment with its crop cut down, and said so, where frames are smaller than it.
-
-    Raises:
-        InputError: frames that the encoders' coarsest map has no cell for.
-    """
-    if size is not None and min(size) < 32:
-        raise InputError(f"frames of {size[1]}x{size[0]}: the encoders need 32 pixels a side")
-    if size is None or experiment.crop <= min(size) or not experiment.epochs:
+def _fit_crop(experiment: Experiment, frames: Frames) -> Experiment:
+    """The experiment with its crop reduced to frames that are smaller, with a note."""
+    high, wide = frames.images.shape[-2:]
+    if min(high, wide) < 32:
+        raise InputError(f"frames of {wide}x{high}: the encoders need 32 pixels a side")
+    if experiment.crop <= min(high, wide) or not experiment.epochs:
         return experiment
-    crop = max(32, min(size) // 32 * 32)
-    print(f"note: crop {experiment.crop} exceeds the frames of {size[1]}x{size[0]}: {crop} is used")
+    crop = min(high, wide) // 32 * 32
+    print(f"note: crop {experiment.crop} exceeds the frames of {wide}x{high}: {crop} is used")
     return replace(experiment, crop=crop)
 
 
-def figure_data(model: SegmentationModel, test: Frames, experiment: Experiment) -> FigureData:
+def _lock(out: Path) -> AbstractContextManager:
+    """Hold the folder, made if missing, for this process; the system releases it on a crash."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(out / ".lock", timeout=0).acquire()
+    except filelock.Timeout as error:
+        advice = "wait for it, or choose another folder"
+        raise InputError(f"folder {out} is in use by another run: {advice}") from error
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror})"
+        raise InputError(f"folder {out} {reason}: choose another folder") from error
+
+
+def _read_finished(
+    experiment: Experiment, out: Path, prompts: dict | None, data: dict, keep_finished: bool
+) -> dict:
+    """The results of a finished run; `InputError` where it is of other settings, words or data."""
+    results = read_results(out / "results.json")
+    changed = changed_settings(results["settings"], experiment.settings())
+    if results["prompts"] != prompts:
+        changed.append("the prompts differ")
+    kept = keep_finished and results["experiment"] == experiment.name
+    if changed and kept:
+        print(f"note: {out} holds a run of other settings ({'; '.join(changed)}); it is kept")
+        changed = []
+    for key, split in (("digest", "test"), ("train_digest", "training")):
+        if results["data"][key] != data[key]:
+            changed.append(f"the {split} frames differ from those of {results['data']['name']}")
+    if changed:
+        raise InputError(
+            f"{out} holds another run ({'; '.join(changed)}): undo the change, choose another "
+            f"folder, or {START_OVER}"
+        )
+    print(f"{experiment.name}: finished before, read from {out / 'results.json'}")
+    return results
+
+
+def _describe_encoder(experiment: Experiment, text_encoder: TextEncoder | None) -> dict:
+    """Names of encoder, weights and text encoder, for a report."""
+    if experiment.encoder == encoders.RESNET18:
+        texts = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
+        weights = texts.get(experiment.weights, Path(experiment.weights).name)
+    else:
+        weights = encoders.resolve_weights(experiment.encoder, experiment.weights)
+    text = text_encoder.label if text_encoder else "none"
+    return {"name": experiment.encoder, "weights": Path(weights).name, "text": text}
+
+
+def _figure_data(
+    model: SegmentationModel, test: Frames, text_encoder: TextEncoder | None
+) -> FigureData:
     """A few frames, evenly spaced over the test split, with predictions and similarities."""
     chosen = sorted({i * len(test) // SAMPLES for i in range(SAMPLES)})
     predictions = torch.cat([predict(model, image[None]) for image in test.images[chosen]])
@@ -345,68 +287,49 @@ def figure_data(model: SegmentationModel, test: Frames, experiment: Experiment) 
         labels=test.labels[chosen].cpu().numpy(),
         predictions=predictions.cpu().numpy(),
         names=tuple(test.names[i] for i in chosen),
-        similarities={title: m.numpy() for title, m in similarities(experiment).items()},
+        similarities=_similarities(text_encoder) if text_encoder else {},
     )
 
 
-def similarities(experiment: Experiment) -> dict[str, Tensor]:
-    """Cosine similarity of the classes' embeddings with each other (thesis, figure 7.1), (11, 11).
-
-    A text bank that lacks the descriptions gives the matrix of the names only.
-
-    Raises:
-        InputError: the text tower's weights are missing.
-    """
-    if experiment.model == "swiftnet":
-        return {}
-    found, source = {}, text_source(experiment)
+def _similarities(text_encoder: TextEncoder) -> dict[str, np.ndarray]:
+    """Cosines (11, 11) of the classes' embeddings with each other (thesis, figure 7.1)."""
+    found = {}
     for title in ("names", "descriptions"):
         try:
-            text = embed_classes(class_prompts(title), source)
+            text = embed_classes(class_prompts(title), text_encoder)
         except InputError:
-            if not experiment.text_bank:
+            if not isinstance(text_encoder, TextBank):
                 raise
-            continue
-        found[title.capitalize()] = text @ text.T
+        else:  # a text bank may lack the descriptions
+            found[title.capitalize()] = (text @ text.T).numpy()
     return found
 
 
 def load_run(
-    folder: str | Path, classes: Mapping | None = None, kind: str = "last"
-) -> tuple[SegmentationModel, Experiment]:
-    """The model of a run, in evaluation mode, with its own classes or any others.
+    folder: str | Path, checkpoint: str = "last"
+) -> tuple[SegmentationModel, Experiment, TextEncoder | None]:
+    """A run's model in evaluation mode, on the CPU with its own classes; and what made it.
 
     Args:
-        classes: {class: [phrase, ...]}, see `text.parse_classes`.
-        kind: `last`, the end of training, which results are measured with; or `best`, by mIoU
+        checkpoint: `last`, the end of training, which results are measured with; or `best`, by mIoU
             over the training crops.
 
     Raises:
-        InputError: no run there, or one without language (swiftnet) when classes are given.
+        InputError: no run there, or no such checkpoint.
     """
-    folder = Path(folder)
+    folder, prompts = Path(folder), None
+    saved = Checkpoints(folder / CHECKPOINTS).newest(checkpoint)
     if (folder / "results.json").exists():
-        settings = read_results(folder / "results.json")["settings"]
-    elif saved := Checkpoints(folder / CHECKPOINTS).newest():
+        results = read_results(folder / "results.json")
+        settings, prompts = results["settings"], results["prompts"]
+    elif saved:
         settings = saved[1]["settings"]
     else:
         raise InputError(f"{folder} holds no run (no results.json and no checkpoints)")
-    try:
-        experiment = restore(settings)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
-    if classes and experiment.model == "swiftnet":
-        raise InputError(f"{folder} is a run of swiftnet, which knows its 11 classes only")
-    model = build_model(experiment, classes, pretrained=not experiment.train_encoder)
-    if experiment.epochs:
-        saved = Checkpoints(folder / CHECKPOINTS).newest(kind)
-        if saved is None:
-            raise InputError(f"{folder} holds no {kind} checkpoint: run {experiment.name} again")
-        path, state = saved
-        try:
-            model.load_trained_state(state["model"])
-        except (AttributeError, RuntimeError, TypeError) as error:
-            raise InputError(
-                f"checkpoint {path} does not fit {experiment.name}: run it again with --fresh"
-            ) from error
-    return model.eval(), experiment
+    experiment = restore(settings)
+    if experiment.epochs and not saved:
+        raise InputError(f"{folder} holds no {checkpoint} checkpoint: run {experiment.name} again")
+    model, text_encoder = build_model(experiment, prompts, pretrained=not experiment.train_encoder)
+    if saved:
+        model.load_trained_state(saved[1]["model"])
+    return model.eval(), experiment, text_encoder

@@ -17,7 +17,7 @@ from camvid_lang.evaluation import predict
 from camvid_lang.models.segmentation import LanguageModel
 from camvid_lang.models.text import class_prompts, embed_classes
 from camvid_lang.report.figures import overlay, palette, to_png
-from camvid_lang.run import load_run, text_source, trained_phrases
+from camvid_lang.run import load_run, trained_prompts
 
 __all__ = [
     "Segmenter",
@@ -65,7 +65,7 @@ class Segmenter:
 
     def __init__(self, run: str | Path, device: str = "auto"):
         self.device = pick_device(device)
-        model, self.experiment = load_run(run)
+        model, self.experiment, self.source = load_run(run)
         if not isinstance(model, LanguageModel):
             raise InputError(
                 f"{run} is a run of {self.experiment.name}, which knows its 11 classes only: "
@@ -73,8 +73,7 @@ class Segmenter:
             )
         self.model = to_device(model, self.device)
         self.temperature = model.temperature
-        self.source = text_source(self.experiment)
-        self.classes = trained_phrases(self.experiment)
+        self.classes = trained_prompts(self.experiment)
 
     @torch.inference_mode()
     def cosines(self, image: np.ndarray, phrases: dict[str, Sequence[str]]) -> np.ndarray:
@@ -156,7 +155,10 @@ def segment_files(
     if len(set(targets)) < len(targets):
         raise InputError("a result and an overlay would have one name: rename one of the pictures")
     where = pick_device(device)
-    model, _ = load_run(run, classes, checkpoint)
+    model, experiment, text_encoder = load_run(run, checkpoint)
+    if text_encoder is None:
+        raise InputError(f"{run} is a run of swiftnet, which knows its 11 classes only")
+    model.text = embed_classes(classes, text_encoder)
     model = to_device(model, where)
     out.mkdir(parents=True, exist_ok=True)
     colours = palette(len(classes))

@@ -1,26 +1,28 @@
-"""The loop, its learning rates, and going on from a checkpoint."""
+"""The training loop: what it computes, what it refuses, and that resuming changes nothing."""
 
 import json
+import signal
 
 import pytest
 import torch
+from kill_harness import equal
 from safetensors.torch import save_file
 
 from camvid_lang.data.camvid import load_camvid
-from camvid_lang.data.classes import CLASSES
+from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.device import mixed_precision, pick_device
-from camvid_lang.errors import InputError
+from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import configure
 from camvid_lang.models.encoder import TINY, load_clip
 from camvid_lang.run import build_model
-from camvid_lang.training import loop as learner
-from camvid_lang.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
-from camvid_lang.training.loop import Trainer, train
+from camvid_lang.training import loop
+from camvid_lang.training.checkpoint import Checkpoints
+from camvid_lang.training.loop import Trainer, segmentation_loss, train
 
 CPU = torch.device("cpu")
 
 
-class Interrupted(Exception):
+class Stopped(Exception):
     pass
 
 
@@ -28,15 +30,16 @@ def experiment(name="frozen-names", **changes):
     return configure(name, "smoke", **{"epochs": 3, "limit": 0, **changes})
 
 
-def learn(entry, data, checkpoint, stop_after=None):
+def trained(entry, data, folder, stop_after=None):
+    """Weights and history, or `Stopped` after so many epochs."""
+
     def on_epoch(history):
         if len(history) == stop_after:
-            raise Interrupted
+            raise Stopped
 
-    model = build_model(entry)
-    return model, train(
-        model, load_camvid(data, "trainval"), entry, Checkpoints(checkpoint), CPU, on_epoch
-    )
+    model, _ = build_model(entry)
+    frames = load_camvid(data, "trainval")
+    return model, train(model, frames, entry, Checkpoints(folder), CPU, on_epoch)
 
 
 def newest(folder):
@@ -44,22 +47,64 @@ def newest(folder):
 
 
 @pytest.mark.parametrize("name", ["frozen-names", "full-descriptions", "swiftnet"])
-def test_interrupted_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_path):
+def test_stopped_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_path):
     entry = experiment(name)
-    whole, history = learn(entry, tiny_dataset, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        learn(entry, tiny_dataset, tmp_path / "parts", stop_after=1)
-    parts, resumed = learn(entry, tiny_dataset, tmp_path / "parts")
+    whole, history = trained(entry, tiny_dataset, tmp_path / "whole")
+    for epoch in (1, 2):
+        with pytest.raises(Stopped):
+            trained(entry, tiny_dataset, tmp_path / "parts", stop_after=epoch)
+    parts, resumed = trained(entry, tiny_dataset, tmp_path / "parts")
     assert [h["loss"] for h in resumed] == [h["loss"] for h in history]
-    for key, value in whole.state_dict().items():
-        assert value.equal(parts.state_dict()[key]), key
+    assert equal(dict(whole.state_dict()), dict(parts.state_dict()))
+
+
+def test_layers_that_draw_random_numbers_resume_exactly(tiny_dataset, tmp_path, monkeypatch):
+    """As stochastic depth does in larger encoders."""
+    forward = loop.training_step
+
+    def noisy(model, images, labels, *rest):
+        return forward(model, images / 255 + 0.1 * torch.rand(images.shape), labels, *rest)
+
+    monkeypatch.setattr(loop, "training_step", noisy)
+    entry = experiment("adapter-names")
+    whole, _ = trained(entry, tiny_dataset, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        trained(entry, tiny_dataset, tmp_path / "parts", stop_after=2)
+    parts, _ = trained(entry, tiny_dataset, tmp_path / "parts")
+    assert equal(whole.trained_state(), parts.trained_state())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 4, 6, 12])  # of 4 an epoch, 12 in all
+def test_a_signal_stops_after_the_step(number, step, tiny_dataset, tmp_path, monkeypatch):
+    entry, taken = experiment(batch_size=2), []
+
+    def signalled(self, *args, original=Trainer.step):
+        taken.append(original(self, *args))
+        if len(taken) == step:
+            signal.raise_signal(number)
+        return taken[-1]
+
+    monkeypatch.setattr(Trainer, "step", signalled)
+    with pytest.raises(Interrupted, match="frozen-names: stopped; run again") as caught:
+        trained(entry, tiny_dataset, tmp_path / "c")
+    monkeypatch.undo()
+    assert caught.value.signal == number
+    assert len(taken) == step
+    assert [path.name for path in Checkpoints(tmp_path / "c").files()][-1:] == (
+        [f"last-{step // 4:04d}.pt"] if step >= 4 else []
+    )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    whole, _ = trained(entry, tiny_dataset, tmp_path / "whole")
+    resumed, _ = trained(entry, tiny_dataset, tmp_path / "c")
+    assert equal(whole.trained_state(), resumed.trained_state())
 
 
 @pytest.mark.parametrize("first", [torch.float32, torch.float16])
-def test_training_goes_on_on_a_card_of_another_precision(
-    first, tiny_dataset, tmp_path, monkeypatch, capsys
+def test_training_resumes_on_a_device_of_another_precision(
+    first, tiny_dataset, tmp_path, monkeypatch
 ):
-    """A T4 trains with a gradient scaler, newer cards and CPUs without."""
+    """A T4 trains with a gradient scaler, newer GPUs and CPUs without."""
 
     class Scaler(torch.amp.GradScaler):  # enabled on a CPU as it is on CUDA
         def __init__(self, device, enabled):
@@ -68,151 +113,128 @@ def test_training_goes_on_on_a_card_of_another_precision(
     monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
     entry = experiment("adapter-names")
     other = torch.float16 if first == torch.float32 else torch.float32
-    monkeypatch.setattr(learner, "mixed_precision", lambda _: first)
-    with pytest.raises(Interrupted):
-        learn(entry, tiny_dataset, tmp_path, stop_after=1)
+    monkeypatch.setattr(loop, "mixed_precision", lambda _: first)
+    with pytest.raises(Stopped):
+        trained(entry, tiny_dataset, tmp_path, stop_after=1)
     assert bool(newest(tmp_path)["scaler"]) == (first == torch.float16)
-    monkeypatch.setattr(learner, "mixed_precision", lambda _: other)
-    assert len(learn(entry, tiny_dataset, tmp_path)[1]) == 3
+    monkeypatch.setattr(loop, "mixed_precision", lambda _: other)
+    assert len(trained(entry, tiny_dataset, tmp_path)[1]) == 3
     assert bool(newest(tmp_path)["scaler"]) == (other == torch.float16)
-    assert "another precision" in capsys.readouterr().out
 
 
-def test_loss_falls_and_history_tells_each_epoch(tiny_dataset, tmp_path):
-    entry = experiment("swiftnet", epochs=8, lr=2e-3, crop=96)
-    _, history = learn(entry, tiny_dataset, tmp_path / "c")
+def test_the_loss_falls_and_history_has_each_epoch(tiny_dataset, tmp_path):
+    _, history = trained(experiment("swiftnet", epochs=8, lr=2e-3, crop=96), tiny_dataset, tmp_path)
     assert [h["epoch"] for h in history] == list(range(1, 9))
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(0 <= h["miou"] <= 100 for h in history)
     assert history[0]["lr"] == pytest.approx(2e-3)
 
 
-def test_both_groups_end_at_one_four_hundredth(tiny_dataset, tmp_path):
-    learn(experiment("full-names", encoder_lr=1e-4), tiny_dataset, tmp_path / "c")
-    groups = newest(tmp_path / "c")["optimizer"]["param_groups"]
-    assert [g["lr"] for g in groups] == pytest.approx([1e-6, 2.5e-7])
+def test_both_groups_are_annealed(tiny_dataset, tmp_path):
+    entry = experiment("full-names", encoder_lr=1e-4, epochs=2, final_lr_fraction=0.5)
+    trained(entry, tiny_dataset, tmp_path)
+    groups = newest(tmp_path)["optimizer"]["param_groups"]
+    assert [g["lr"] for g in groups] == pytest.approx([3e-4, 0.75e-4])  # halfway, in epoch 2 of 2
     assert [g["weight_decay"] for g in groups] == [1e-4, 2.5e-5]
 
 
-def test_a_finished_training_is_not_repeated(tiny_dataset, tmp_path):
+def test_finished_training_is_not_repeated(tiny_dataset, tmp_path):
     entry = experiment(epochs=1)
-    learn(entry, tiny_dataset, tmp_path / "c")
-    before = sorted(tmp_path.glob("c/*"))
-    _, history = learn(entry, tiny_dataset, tmp_path / "c")
-    assert len(history) == 1
-    assert sorted(tmp_path.glob("c/*")) == before
+    trained(entry, tiny_dataset, tmp_path)
+    before = [(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()]
+    assert len(trained(entry, tiny_dataset, tmp_path)[1]) == 1
+    assert [(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()] == before
 
 
-def test_a_checkpoint_of_something_else_is_refused_with_the_difference(tiny_dataset, tmp_path):
-    learn(experiment(epochs=1), tiny_dataset, tmp_path / "c")
-    for changed, told in (
-        (experiment("adapter-names", epochs=1), "is of experiment 'frozen-names'"),
-        (experiment(epochs=1, lr=0.1), "lr was 0.0004, now 0.1"),
+def test_a_checkpoint_of_another_run_is_refused(tiny_dataset, make_dataset, tmp_path):
+    trained(experiment(epochs=1), tiny_dataset, tmp_path / "c")
+    other = make_dataset("other", seed=1)  # the same names
+    for entry, data, message in (
+        (experiment("adapter-names", epochs=1), tiny_dataset, "name was 'frozen-names', now 'ada"),
+        (experiment(epochs=1, lr=0.1), tiny_dataset, r"lr was 0\.0004, now 0\.1\).*--fresh"),
+        (experiment(epochs=1), other, "the training frames differ"),
     ):
-        with pytest.raises(InputError, match=told):
-            learn(changed, tiny_dataset, tmp_path / "c")
+        with pytest.raises(InputError, match=message):
+            trained(entry, data, tmp_path / "c")
 
 
-def test_other_weights_or_words_under_the_same_settings_are_refused(tiny_dataset, tmp_path):
-    """What a frozen run builds on is in files whose content and place may change."""
+def test_other_weights_or_prompts_under_the_same_settings_are_refused(tiny_dataset, tmp_path):
+    """Frozen weights and prompts are in files whose content and path may change."""
     state = load_clip(TINY).state_dict()
     save_file(state, tmp_path / "one.safetensors")
     save_file(state, tmp_path / "same.safetensors")
     changed = next(key for key in state if key.startswith("visual") and state[key].ndim == 4)
     save_file({**state, changed: state[changed] * 1.01}, tmp_path / "other.safetensors")
-    words = tmp_path / "words.json"
-    words.write_text(json.dumps({name: name for name in CLASSES}))
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({name: name for name in CLASSES}))
 
     def frozen(weights):
-        files = {"weights": str(tmp_path / weights), "text_set": str(words)}
+        files = {"weights": str(tmp_path / weights), "text_set": str(prompts)}
         return experiment(encoder=TINY, **files)
 
-    with pytest.raises(Interrupted):
-        learn(frozen("one.safetensors"), tiny_dataset, tmp_path / "c", stop_after=1)
+    with pytest.raises(Stopped):
+        trained(frozen("one.safetensors"), tiny_dataset, tmp_path / "c", stop_after=1)
     with pytest.raises(InputError, match="weights: those of the frozen encoder differ"):
-        learn(frozen("other.safetensors"), tiny_dataset, tmp_path / "c")
-    words.write_text(json.dumps({name: f"a {name} seen from a car" for name in CLASSES}))
-    with pytest.raises(InputError, match="text_set, text_bank or weights: the classes"):
-        learn(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")
-    words.write_text(json.dumps({name: [name] for name in CLASSES}))
-    _, history = learn(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")
-    assert len(history) == 3
+        trained(frozen("other.safetensors"), tiny_dataset, tmp_path / "c")
+    prompts.write_text(json.dumps({name: f"a {name} seen from a car" for name in CLASSES}))
+    with pytest.raises(InputError, match="text_set, text_bank or weights: the text embeddings"):
+        trained(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")
+    prompts.write_text(json.dumps({name: [name] for name in CLASSES}))
+    assert len(trained(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")[1]) == 3
 
 
-class Harmful:
-    """Unpickling this would write a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_damaged_and_harmful_checkpoints_are_refused(tmp_path):
-    save_checkpoint(tmp_path / "good.pt", {"settings": {}, "model": {}, "epoch": 1})
-    assert load_checkpoint(tmp_path / "good.pt")["epoch"] == 1
-    half = (tmp_path / "good.pt").read_bytes()[:-200]
-    (tmp_path / "half.pt").write_bytes(half)
-    (tmp_path / "empty.pt").write_bytes(b"")
-    torch.save({"settings": Harmful(tmp_path / "touched")}, tmp_path / "harmful.pt")
-    save_checkpoint(tmp_path / "other.pt", {"weights": torch.zeros(2)})
-    for name in ("half", "empty", "harmful", "other", "absent"):
-        with pytest.raises(InputError, match=f"{name}.pt"):
-            load_checkpoint(tmp_path / f"{name}.pt")
-    assert not (tmp_path / "touched").exists()
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tiny_dataset, tmp_path):
-    entry = experiment(lr=0.0)
-    with pytest.raises(Interrupted):
-        learn(entry, tiny_dataset, tmp_path / "c", stop_after=1)
-    state = newest(tmp_path / "c")
-    key = next(k for k, v in state["model"].items() if v.is_floating_point())
-    state["model"][key] = torch.full_like(state["model"][key], 3e38)  # sums overflow
-    Checkpoints(tmp_path / "c").save(state, step=3)
-    with pytest.raises(InputError, match=r"nan at step 3 \(frames (train|val)/.*last-00000003"):
-        learn(entry, tiny_dataset, tmp_path / "c")
-    assert newest(tmp_path / "c")["epoch"] == 1
-
-
-def test_weights_that_are_not_finite_are_never_saved(tiny_dataset, tmp_path, monkeypatch):
-    step = Trainer.step
-
-    def spoiling(self, images, labels):
-        # After a good loss, as when the gradients overflow: no later step of the epoch tells.
-        loss, output = step(self, images, labels)
-        if len(self.history) == 1:
-            next(self.model.decoder_parameters()).data.view(-1)[0] = float("inf")
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_what_is_not_finite_is_never_saved(what, tiny_dataset, tmp_path, monkeypatch):
+    def spoiled(self, *args, original=Trainer.step):
+        loss, output = original(self, *args)
+        if len(self.history) == 1 and what == "loss":
+            loss = loss * torch.nan
+        elif len(self.history) == 1:  # after a good loss, as when the gradients overflow
+            next(self.model.decoder_parameters()).data.view(-1)[0] = torch.inf
         return loss, output
 
-    monkeypatch.setattr(Trainer, "step", spoiling)
-    entry = experiment(batch_size=100)  # one step an epoch
-    with pytest.raises(
-        InputError, match=r"^weight \S+ became not finite at step 2 \(.*last-00000001"
-    ):
-        learn(entry, tiny_dataset, tmp_path / "c")
-    assert [path.name[:13] for path in Checkpoints(tmp_path / "c").files()] == ["last-00000001"]
-    assert all(value.isfinite().all() for value in newest(tmp_path / "c")["model"].values())
+    monkeypatch.setattr(Trainer, "step", spoiled)
+    message = "loss is nan" if what == "loss" else "weights are not finite"
+    with pytest.raises(InputError, match=f"{message} in epoch 2; the epoch is not saved: lower lr"):
+        trained(experiment(batch_size=100), tiny_dataset, tmp_path)
+    assert [path.name for path in Checkpoints(tmp_path).files()] == ["last-0001.pt"]
+
+
+def test_too_little_memory_names_the_settings_to_lower(tiny_dataset, tmp_path, monkeypatch):
+    def small_memory(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(loop, "training_step", small_memory)
+    message = r"Tried to allocate 2.00 GiB; lower batch_size \(8\) or crop \(64\)"
+    with pytest.raises(InputError, match=message):
+        trained(experiment(batch_size=8), tiny_dataset, tmp_path)
 
 
 def test_whole_frames_are_trained_on_with_crop_0(tiny_dataset, tmp_path, monkeypatch):
     shapes = set()
-    step = Trainer.step
 
-    def watched(self, images, labels):
+    def watched(self, images, labels, original=Trainer.step):
         shapes.add((images.shape[2:], labels.shape[1:]))
-        return step(self, images, labels)
+        return original(self, images, labels)
 
     monkeypatch.setattr(Trainer, "step", watched)
-    learn(experiment(epochs=1, crop=0), tiny_dataset, tmp_path / "c")
+    trained(experiment(epochs=1, crop=0), tiny_dataset, tmp_path)
     assert shapes == {((96, 128), (96, 128))}
+
+
+def test_void_pixels_do_not_count():
+    scores, labels = torch.randn(2, 11, 4, 4), torch.randint(11, (2, 4, 4))
+    labels[:, 2:] = VOID
+    half = segmentation_loss(scores[:, :, :2], labels[:, :2], 0.1)
+    torch.testing.assert_close(segmentation_loss(scores, labels, 0.1), half)
+    assert segmentation_loss(scores, torch.full_like(labels, VOID), 0.1) == 0
 
 
 def test_devices(monkeypatch):
     assert pick_device("cpu") == CPU
-    with pytest.raises(InputError, match="'tpu9'"):
-        pick_device("tpu9")
+    for name in ("tpu9", "meta"):
+        with pytest.raises(InputError, match=f"'{name}'.*use cpu, cuda or auto"):
+            pick_device(name)
     cuda = torch.device("cuda")
     for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)

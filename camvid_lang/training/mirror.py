@@ -1,11 +1,10 @@
-"""A second copy of a run's folder, on a drive that may be slow, full or gone for a while.
+"""A second copy of a run's folder, on a drive that may be slow, full, or gone for a while.
 
-Training never waits for the mirror and never ends because of it: copies are made by a thread, each
-is read back, and what failed is tried again with the next checkpoint and at the end.
+Training never waits for the mirror and never fails because of it: a thread copies what is new, and
+tries again after the next epoch and at the end. Copies are checked when they are restored.
 """
 
-import contextlib
-import os
+import errno
 import threading
 import time
 from pathlib import Path
@@ -13,233 +12,138 @@ from pathlib import Path
 from tqdm import tqdm
 
 from camvid_lang.errors import InputError
-from camvid_lang.results import read_figures, read_results
-from camvid_lang.training.checkpoint import (
-    KINDS,
-    Checkpoints,
-    copy_verified,
-    is_intact,
-    sha256,
-    step_of,
-)
+from camvid_lang.results import read_results
+from camvid_lang.training.checkpoint import Checkpoints, copy, delete, epoch_of, load_checkpoint
 
-__all__ = [
-    "Mirror",
-]
+__all__ = ["CHECKPOINTS", "RESULTS", "Mirror"]
 
+# The content of a run's folder.
 CHECKPOINTS = "checkpoints"
-# What a run writes besides its checkpoints, in the order in which it is copied.
 RESULTS = ("figures.npz", "results.json")
-PATIENCE = 600  # seconds that the end of a run waits for copies under way
-INTERVAL = 60  # seconds from one update to the next: a drive is slow, and epochs may be short
+
+ATTEMPTS = 3  # to read the mirror at the start, and to complete it at the end
+PAUSE = 5  # seconds between them
+PATIENCE = 600  # seconds that the end of a run waits for a drive that does not answer
 
 
 class Mirror:
-    """Keeps `remote` equal to what matters in `local`: checkpoints, results, figures.
-
-    Args:
-        local: a run's folder.
-        remote: its copy. Its parent has to exist when a copy is made: where a drive has been
-            unmounted, its place on the local disk must not be filled instead.
-        attempts, pause: how often `restore` and `finish` try, and the seconds in between.
+    """Copies a run's checkpoints and results from `local` to `remote`, and back to a new machine.
 
     Raises:
-        InputError: `remote` cannot be made at the start, when someone is there to mend it.
+        InputError: `remote` cannot be written to, or is the run's own folder.
     """
 
-    def __init__(self, local: Path, remote: Path, attempts: int = 3, pause: float = 5.0):
+    def __init__(self, local: str | Path, remote: str | Path):
         self.local, self.remote = Path(local), Path(remote)
-        self.attempts, self.pause = attempts, pause
         if self.remote.resolve() == self.local.resolve():
             raise InputError(f"mirror {remote} is the run's own folder: choose another one")
+        self.own, self.there = (Checkpoints(Path(root) / CHECKPOINTS) for root in (local, remote))
         try:
-            (self.remote / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            self.there.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"mirror {remote} cannot be written to ({error.strerror}): is the drive mounted?"
-            ) from error
-        self._verified: dict[Path, tuple] = {}
-        self._unwanted: set[Path] = set()
-        self._told = ""
-        # Updates are numbered; those asked for while one is under way are done together.
-        self._change = threading.Condition()
-        self._asked = self._done = 0
-        self._complete = self._hurry = False
+            reason = f"cannot be written to ({error.strerror})"
+            raise InputError(f"mirror {remote} {reason}: mount the drive") from error
+        self._copied: dict[str, int] = {}  # name: modification time of the local file
         self._thread: threading.Thread | None = None
+        self._failure = ""  # of the latest update
 
     def restore(self) -> None:
-        """Bring here what the mirror has and this folder lacks; damaged copies are passed over.
+        """Copy to `local` what it lacks: the newest undamaged checkpoint, the best, the results.
 
         Raises:
-            InputError: the mirror cannot be read. To go on without it would start the run over.
+            InputError: the mirror cannot be read. Without it, training would start over.
         """
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.pause)
+        for attempt in range(ATTEMPTS):
+            time.sleep(PAUSE if attempt else 0)
             try:
-                self._restore()
+                return self._restore()
             except OSError as error:
-                reason = error.strerror or str(error)
-            else:
-                return
+                failure = error
         raise InputError(
-            f"mirror {self.remote} cannot be read ({reason}), so a run that is kept there cannot "
-            "go on: mount the drive again and repeat, or choose another mirror"
-        )
+            f"mirror {self.remote} cannot be read ({failure}): mount the drive again and rerun, or "
+            "choose another mirror"
+        ) from failure
 
     def _restore(self) -> None:
-        here = self.local / CHECKPOINTS
-        held = max(map(step_of, Checkpoints(here).files()), default=-1)
-        there = Checkpoints(self.remote / CHECKPOINTS)
-        for path in (*there.files()[::-1], *there.files("best")):
-            newest = path.name.startswith("last")
-            if (newest and step_of(path) <= held) or (here / path.name).exists():
-                continue
-            if not is_intact(path):
-                print(f"note: {path} is damaged; it is passed over")
-                continue
-            here.mkdir(parents=True, exist_ok=True)
-            copy_verified(path, here / path.name)
-            if newest:
-                print(f"restored {path.name} from {self.remote}")
-                held = step_of(path)
+        self.there.folder.stat()  # an unmounted drive must not look like an empty one
+        for kind in ("last", "best"):
+            for path in reversed(self.there.files(kind)):
+                own = self.own.files(kind)
+                if (target := self.own.folder / path.name) in own:
+                    self._copied[path.name] = target.stat().st_mtime_ns
+                elif epoch_of(path) > max(map(epoch_of, own), default=0):
+                    self._restore_file(path, target)
         for name in RESULTS:
-            if not (self.local / name).exists() and _usable(self.remote / name):
-                self.local.mkdir(parents=True, exist_ok=True)
-                copy_verified(self.remote / name, self.local / name)
+            if (self.remote / name).exists() and not (self.local / name).exists():
+                self._restore_file(self.remote / name, self.local / name)
+
+    def _restore_file(self, source: Path, target: Path) -> None:
+        check = {".pt": load_checkpoint, ".json": read_results}.get(source.suffix)
+        copy(source, target)
+        try:
+            if check:
+                check(target)
+        except InputError as error:
+            target.unlink()
+            print(f"note: {source} is skipped: {error}")
+        else:
+            print(f"restored {target.name} from {self.remote}")
+            self._copied[target.name] = target.stat().st_mtime_ns
 
     def clear(self) -> None:
-        """Forget the mirror's earlier run: what is there and not here goes with the next update."""
-        there = Checkpoints(self.remote / CHECKPOINTS)
-        self._unwanted = {
-            *(self.remote / name for name in RESULTS),
-            *there.files("last"),
-            *there.files("best"),
-        }
-        self.update()
+        """Delete the earlier run on the mirror; `OSError` if the drive refuses."""
+        self.there.clear()
+        for name in RESULTS:
+            delete(self.remote / name)
 
-    def update(self) -> int:
-        """Have the mirror brought up to date, in the background; returns the update's number."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
+    def update(self) -> None:
+        """Start to copy what is new, unless an earlier update is still copying."""
+        if not (self._thread and self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._update, daemon=True)
             self._thread.start()
-        with self._change:
-            self._asked += 1
-            self._change.notify_all()
-            return self._asked
 
     def finish(self) -> bool:
-        """Bring the mirror up to date now; tells and returns False where that does not succeed."""
-        with self._change:
-            self._hurry = True
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.pause)
-            number = self.update()
-            with self._change:
-                # A drive that hangs must not hold the run for ever.
-                if not self._change.wait_for(lambda n=number: self._done >= n, PATIENCE):
-                    break
-                if self._complete:
-                    self._hurry = False
-                    return True
-        print(f"note: mirror {self.remote} is not complete; the run is, in {self.local}")
+        """Wait until everything is copied; prints a note and returns False if that fails."""
+        deadline = time.monotonic() + PATIENCE
+        for attempt in range(ATTEMPTS):
+            time.sleep(PAUSE if attempt else 0)
+            for _ in range(2):  # an update under way may have begun before the last files came
+                self.update()
+                self._thread.join(max(0.0, deadline - time.monotonic()))
+            if not (self._failure or self._thread.is_alive()):
+                return True
+        print(f"note: mirror {self.remote} is not complete; the run in {self.local} is")
         return False
 
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                self._change.wait_for(lambda: self._asked > self._done)
-                number = self._asked
-            complete = self._synchronise()
-            with self._change:
-                self._done, self._complete = number, complete
-                self._change.notify_all()
-                self._change.wait_for(lambda: self._hurry, INTERVAL)
-
-    def _synchronise(self) -> bool:
-        with self._tell_failures() as outcome:
-            if not self.remote.parent.is_dir():
-                raise FileNotFoundError(2, "the drive is gone", str(self.remote.parent))
-            (self.remote / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            wanted = self._wanted()
-            for path in wanted:
-                self._copy(path)
-            kept = {self.remote / path.relative_to(self.local) for path in wanted}
-            held = max(map(step_of, wanted), default=-1)
-            there = Checkpoints(self.remote / CHECKPOINTS)
-            # What is further on than this folder is not older, whatever the reason.
-            older = [path for kind in KINDS for path in there.files(kind) if step_of(path) <= held]
-            for old in {*older, *self._unwanted} - kept:
-                _discard(old)
-            for rest in self.remote.rglob("*.part"):
-                rest.unlink(missing_ok=True)
-            self._unwanted = set()
-            if self._told:
-                tqdm.write(f"note: mirror {self.remote} is complete again")
-                self._told = ""
-            outcome.append(True)
-        return bool(outcome)
-
-    def _wanted(self) -> list[Path]:
-        own = Checkpoints(self.local / CHECKPOINTS)
-        results = [self.local / name for name in RESULTS if (self.local / name).exists()]
-        return [*own.files("last"), *own.files("best"), *results]
-
-    def _copy(self, path: Path) -> None:
-        target = self.remote / path.relative_to(self.local)
+    def _update(self) -> None:
+        failure = ""
         try:
-            here = _stamp(path)
-        except FileNotFoundError:  # replaced by a newer checkpoint meanwhile
-            return
-        if target.exists() and self._verified.get(target) == (here, _stamp(target)):
-            return
-        try:
-            if not (target.exists() and sha256(target) == sha256(path)):
-                copy_verified(path, target)
-        except FileNotFoundError:
-            if path.exists():
-                raise
-            return
-        self._verified[target] = (here, _stamp(target))
-
-    @contextlib.contextmanager
-    def _tell_failures(self):
-        """Turn a failure into a note, told once until it changes."""
-        outcome: list[bool] = []
-        try:
-            yield outcome
+            self._copy_new()
         except OSError as error:
-            told = f"mirror {self.remote} could not be updated ({error.strerror or error})"
-            if told != self._told:
-                tqdm.write(f"note: {told}; it is tried again later")
-                self._told = told
+            failure = f"mirror {self.remote} could not be updated ({error.strerror or error})"
+            if failure != self._failure:
+                tqdm.write(f"note: {failure}; it is tried again later")
+        self._failure = failure
 
-
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def _discard(path: Path) -> None:
-    """Delete a file, if it is there.
-
-    What is deleted from Google Drive goes to its bin and counts against the quota, so it is
-    emptied first; and renamed before that, so that a name never stands for less than it says.
-    """
-    rest = path.with_name(f"{path.name}.part")
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(path, rest)
-        os.truncate(rest, 0)
-        rest.unlink()
-
-
-def _usable(path: Path) -> bool:
-    """Whether the file is there and whole, as far as it can tell."""
-    if path.suffix == ".json":
-        try:
-            read_results(path)
-        except InputError:
-            return False
-        return True
-    return read_figures(path) is not None
+    def _copy_new(self) -> None:
+        if not self.remote.parent.is_dir():  # nothing is written to where a drive was mounted
+            raise FileNotFoundError(errno.ENOENT, "the drive is not mounted", str(self.remote))
+        results = [self.local / name for name in RESULTS if (self.local / name).exists()]
+        files = [*self.own.files("last"), *self.own.files("best"), *results]
+        for path in files:
+            try:
+                written = path.stat().st_mtime_ns
+                if self._copied.get(path.name) != written:
+                    copy(path, self.remote / path.relative_to(self.local))
+                    self._copied[path.name] = written
+            except FileNotFoundError:
+                if path.exists():  # otherwise a newer checkpoint has replaced it
+                    raise
+        names = [path.name for path in files]
+        newest = max(map(epoch_of, self.own.files()), default=0)
+        for path in (*self.there.files("last"), *self.there.files("best")):
+            # What is further on than this run is kept, whatever the reason.
+            if path.name not in names and epoch_of(path) <= newest:
+                delete(path)
+        for rest in self.there.folder.glob("*.part"):  # of a process that was killed
+            delete(rest)
