@@ -37,8 +37,7 @@ from camvid_lang.models.segmentation import (
     SwiftNet,
 )
 from camvid_lang.models.text import CLIPText, PhraseFile, TextSource, class_phrases, embed_classes
-from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import FigureData, read_results, versions, write_figures, write_json
+from camvid_lang.results import FigureData, read_results, versions, write_figures, write_results
 from camvid_lang.training.checkpoint import (
     Checkpoints,
     folder_lock,
@@ -237,7 +236,7 @@ def _finished(
         now = None
         with contextlib.suppress(InputError):  # a file of phrases that is gone is needed no more
             now = trained_phrases(experiment)
-        if now and results.get("phrases", now) != now:
+        if now and results.get("prompts", now) != now:
             raise InputError(
                 f"{file} was made with other phrases than {experiment.text_set} holds now: "
                 "choose another --out, or start afresh with --fresh"
@@ -290,9 +289,8 @@ def _train_and_score(
         **{key: scored[key] for key in ("accuracy", "mean_accuracy", "miou")},
         "miou_train": scored_train,
         "iou": scored["iou"],
-        "thesis": THESIS_ROWS.get(experiment.name, {}),
         "settings": experiment.settings(),
-        "phrases": trained_phrases(experiment),
+        "prompts": trained_phrases(experiment),
         "data": {
             "name": report.name,
             "train_frames": len(learning) if learning is not None else 0,
@@ -310,7 +308,7 @@ def _train_and_score(
         "confusion": confusion.tolist(),
     }
     write_figures(out / "figures.npz", figure_data(model, test, experiment))
-    write_json(out / "results.json", results)
+    write_results(out / "results.json", results)
     return results
 
 
