@@ -102,16 +102,14 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
         for name, row in THESIS_ROWS.items()
         if "iou" in row and name in runs and is_camvid(runs[name])
     }
-    similarities = next((data.similarities for data in frames.values() if data.similarities), None)
+    cosines = next((data.similarities for data in frames.values() if data.similarities), None)
     histories = {name: result["history"] for name, result in runs.items() if result["history"]}
-    charts = {}
-    if runs:
-        iou = {name: result["iou"] for name, result in runs.items()}
-        charts["iou"] = _chart(figures.class_bars(iou, published))
-    if similarities:
-        charts["similarities"] = _chart(figures.similarity_matrices(similarities))
-    if histories:
-        charts["training"] = _chart(figures.curves(histories))
+    iou = {name: result["iou"] for name, result in runs.items()}
+    charts = {
+        "iou": _chart(figures.class_bars(iou, published)) if runs else None,
+        "similarities": _chart(figures.similarity_matrices(cosines)) if cosines else None,
+        "training": _chart(figures.curves(histories)) if histories else None,
+    }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("camvid_lang.report", ""),
         autoescape=True,
