@@ -15,6 +15,7 @@ from camvid_lang.scenes.dataset import write_scenes
 
 __all__ = ["demo_settings", "run_demo"]
 
+NONE = dict.fromkeys(("name", "weights", "text"), "none")
 COMMAND = "python -m camvid_lang demo"
 # On top of the `cpu` profile: small crops for small scenes, and a higher rate for few steps.
 DEMO_SETTINGS = {"crop": 128, "batch_size": 8, "epochs": 14, "lr": 1e-3}
@@ -55,7 +56,7 @@ def run_demo(
         )
     results[CHANCE] = {
         **{"experiment": CHANCE, "miou_train": None, "confusion": [], "history": [], "seconds": 0},
-        **{"settings": {}, "prompts": None, "encoder": {}, "device": "cpu", "command": COMMAND},
+        **{"settings": {}, "prompts": None, "encoder": NONE, "device": "cpu", "command": COMMAND},
         **{"data": results["bilinear-names"]["data"], "versions": versions()},
         **chance_scores(load_camvid(out / "scenes", "test"), seed),
     }

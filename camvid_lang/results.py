@@ -11,34 +11,43 @@ from pathlib import Path
 
 import numpy as np
 
-from camvid_lang.data.classes import NUM_CLASSES, VOID
+from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.errors import InputError
 
 __all__ = ["FigureData", "read_figures", "read_results", "versions", "write_figures"]
 __all__ += ["replacing", "write_results"]
 
-SCORES = ("accuracy", "mean_accuracy", "miou", "miou_train")  # percent, or null
 KEYS = (
-    *("experiment", *SCORES, "iou", "confusion", "history", "seconds"),
-    *("settings", "prompts", "data", "encoder", "device", "versions", "command"),
+    *("experiment", "accuracy", "mean_accuracy", "miou", "miou_train", "iou", "confusion"),
+    *("history", "seconds", "settings", "prompts", "data", "encoder", "device", "versions"),
+    "command",
 )
+INNER_KEYS = {
+    "iou": CLASSES,
+    "data": ("name", "train_frames", "test_frames", "size", "complete"),
+    "encoder": ("name", "weights", "text"),
+}
+HISTORY_KEYS = ("epoch", "loss", "miou")
 
 
 def read_results(path: str | Path) -> dict:
     """A run's results.json, with all of `KEYS`; scores are in percent.
 
     Raises:
-        InputError: the file is missing, is not JSON or lacks a key.
+        InputError: the file is missing or damaged.
     """
+    path = Path(path)
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
+        parts = [(results, KEYS)] + [(results[key], inner) for key, inner in INNER_KEYS.items()]
+        parts += [(entry, HISTORY_KEYS) for entry in results["history"]]
+        [part[key] for part, keys in parts for key in keys]
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: the run is not finished; start it again") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); delete it and run again") from error
-    missing = [key for key in KEYS if not isinstance(results, dict) or key not in results]
-    if missing:
-        raise InputError(f"{path}: {missing[0]!r} is missing; delete the file and run again")
+    except KeyError as error:
+        raise InputError(f"{path}: {error} is missing; delete the file and run again") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
     return results
 
 

@@ -14,28 +14,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from camvid_lang.data.classes import CLASSES, PALETTE
+from camvid_lang.data.classes import PALETTE
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import ABSENT_CLASS_RULE
-from camvid_lang.report import figures
-from camvid_lang.report.tables import (
-    CHANCE,
-    DASH,
-    banner,
-    encoder_note,
-    is_camvid,
-    measured_on,
-    shown,
-    tables,
-)
+from camvid_lang.report import figures, tables
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import (
-    FigureData,
-    read_figures,
-    read_results,
-    replacing,
-    write_results,
-)
+from camvid_lang.results import FigureData, read_figures, read_results, replacing, write_results
 
 __all__ = ["report_runs"]
 
@@ -63,18 +47,14 @@ def report_runs(
             experiment.
     """
     found: dict[str, Path] = {}
-    results: dict[str, dict] = {}
     for run in [run for folder in folders for run in _runs(Path(folder))]:
-        result = read_results(run / "results.json")
-        name = result["experiment"]
+        name = read_results(run / "results.json")["experiment"]
         if name in found:
             raise InputError(f"{found[name]} and {run} are both runs of {name!r}; give one of them")
-        found[name], results[name] = run, result
-    if not found:
-        raise InputError("no folder of a run is given")
-    order = [name for name in THESIS_ROWS if name in found]
-    order += [name for name in found if name not in order]
-    results = {name: results[name] for name in order}
+        found[name] = run
+    # The thesis's experiments in its order, then the others.
+    order = sorted(found, key=[*THESIS_ROWS, *found].index)
+    results = {name: read_results(found[name] / "results.json") for name in order}
     frames = {name: read_figures(found[name] / "figures.npz") for name in order}
     text = _page(results, {name: data for name, data in frames.items() if data})
     page = Path(page or Path(folders[0]) / "report.html")
@@ -96,20 +76,12 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> str:
-    runs = {name: result for name, result in results.items() if name != CHANCE}
-    published = {
-        name: row["iou"]
-        for name, row in THESIS_ROWS.items()
-        if "iou" in row and name in runs and is_camvid(runs[name])
-    }
+    runs = {name: result for name, result in results.items() if name != tables.CHANCE}
+    iou = {name: result["iou"] for name, result in runs.items()}
+    camvid = {name for name, result in runs.items() if tables.is_camvid(result)}
+    published = {n: row["iou"] for n, row in THESIS_ROWS.items() if n in camvid and "iou" in row}
     cosines = next((data.similarities for data in frames.values() if data.similarities), None)
     histories = {name: result["history"] for name, result in runs.items() if result["history"]}
-    iou = {name: result["iou"] for name, result in runs.items()}
-    charts = {
-        "iou": _chart(figures.class_bars(iou, published)) if runs else None,
-        "similarities": _chart(figures.similarity_matrices(cosines)) if cosines else None,
-        "training": _chart(figures.curves(histories)) if histories else None,
-    }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("camvid_lang.report", ""),
         autoescape=True,
@@ -117,21 +89,25 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "duration": _duration}
+    environment.filters |= {"shown": tables.shown, "duration": _duration, "data_uri": _chart}
     return environment.get_template("report.html.j2").render(
-        measured_on=measured_on(results),
-        banner=banner(results),
-        encoder_note=encoder_note(results),
-        chance=CHANCE in results,
-        tables=tables(results),
-        charts=charts,
+        measured_on=tables.measured_on(results),
+        banner=tables.banner(results),
+        encoder_note=tables.encoder_note(results),
+        chance=tables.CHANCE in results,
+        tables=tables.tables(results),
+        charts={
+            "iou": runs and figures.class_bars(iou, published),
+            "similarities": cosines and figures.similarity_matrices(cosines),
+            "training": histories and figures.curves(histories),
+        },
         frames=_frames(frames),
-        legend=[*zip((*CLASSES, "void"), PALETTE, strict=True)],
+        legend=figures.CAMVID_LEGEND,
         architecture=figures.architecture()._repr_svg_(),
         iou_venn=figures.iou_venn()._repr_svg_(),
         absent_class_rule=ABSENT_CLASS_RULE,
         runs=runs,
-        dash=DASH,
+        dash=tables.DASH,
     )
 
 
@@ -163,10 +139,8 @@ def _image(pixels: np.ndarray) -> str:
     return _data_uri("png", buffer.getvalue())
 
 
-def _chart(figure: Figure) -> dict[str, str | int]:
-    width, height = (round(100 * inches) for inches in figure.get_size_inches())
-    png = figures.to_png(figure, dpi=130)
-    return {"uri": _data_uri("png", png), "width": width, "height": height}
+def _chart(figure: Figure) -> str:
+    return _data_uri("png", figures.to_png(figure, dpi=130))
 
 
 def _data_uri(kind: str, content: bytes) -> str:

@@ -35,8 +35,9 @@ def _is_thesis_encoder(result: Mapping) -> bool:
 
 
 def _data_text(result: Mapping) -> str:
-    frames, (height, width) = result["data"]["test_frames"], result["data"]["size"]
-    return f"{frames} test frames of {_data_name(result)}, {width} × {height} pixels"
+    frames, size = result["data"]["test_frames"], result["data"]["size"]
+    pixels = " × ".join(map(str, size[::-1]))  # width first
+    return f"{frames} test frames of {_data_name(result)}, {pixels} pixels"
 
 
 def _data_name(result: Mapping) -> str:
