@@ -95,7 +95,7 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
 
 def _line(text: str, limit: int = 80) -> str:
     """A text in one line of at most `limit` characters; the rest becomes an ellipsis."""
-    text = " ".join(text.split())
+    text = " ".join(text.encode(errors="replace").decode().split())
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     # A legend leaves out what begins with "_"; a space of no width keeps it in.
     return f"\u200b{text}" if text.startswith("_") else text
