@@ -38,7 +38,7 @@ STYLE = {
     "figure.titleweight": "bold",
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
-    "text.parse_math": False,  # a "$" in a class or file name is no formula
+    "text.parse_math": False,  # a "$" in a class or file name is not a formula
 }
 _styled = matplotlib.rc_context(STYLE)
 
@@ -197,9 +197,8 @@ def predictions(
         counted = label != VOID
         state = np.where(counted, label != guess, 2)
         right = f"{100 * (state[counted] == 0).mean():.1f} % right" if counted.any() else "all void"
-        row = [(name, _channels_last(image)), ("label", colour_labels(label))]
-        row += [("prediction", colour_labels(guess)), (f"errors: {right}", states[state])]
-        rows.append(row)
+        rows.append([(name, _channels_last(image)), ("label", colour_labels(label))])
+        rows[-1] += [("prediction", colour_labels(guess)), (f"errors: {right}", states[state])]
     return _gallery(title, rows, [*CAMVID_LEGEND, ("right", states[0]), ("wrong", states[1])])
 
 
@@ -220,19 +219,16 @@ def overlay(
 def heat_maps(
     image: ArrayLike, cosines: ArrayLike, names: Sequence[str], temperature: float | None = None
 ) -> Figure:
-    """One map per class on one scale: how well its prompts fit each pixel.
+    """One map per class on one scale: how well its prompts fit each pixel of `image` (H, W, 3).
 
-    Args:
-        image: (H, W, 3) uint8; only its shape is used.
-        cosines: (K, h, w) in [-1, 1].
-        temperature: show probabilities instead, the softmax of cosines / temperature over the
-            classes; for one class alone the cosines are shown.
+    `cosines` is (K, h, w) in [-1, 1]. With a temperature and more than one class, probabilities are
+    shown: the softmax of cosines / temperature over the classes.
     """
-    maps, label = np.asarray(cosines, dtype=float), "cosine similarity"
-    low, high = float(maps.min()), float(maps.max())
+    maps, label, limits = np.asarray(cosines, dtype=float), "cosine similarity", None
     if temperature and len(maps) > 1:
         maps = np.exp((maps - maps.max(axis=0)) / temperature)
-        maps, label, low, high = maps / maps.sum(axis=0), "probability among these", 0.0, 1.0
+        maps, label, limits = maps / maps.sum(axis=0), "probability among these", (0.0, 1.0)
+    low, high = limits or (maps.min(), maps.max())
     rows = math.ceil(len(maps) / 3)
     tall = rows * (8.6 / 3 * _aspect(image) + 0.25) + 0.5
     figure = Canvas("Where each class fits", 9.6, tall)
