@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         "Run all nine experiments of the thesis on drawn scenes",
         "Needs no download and no accelerator;\nthree to six minutes on two cores. Writes "
-        "OUT/report.html and OUT/results.json.",
+        "OUT/report.html.",
     )
     made.add_argument("--out", default="runs/demo", help="folder (default: runs/demo)")
     made.add_argument("--seed", type=whole(0), default=0, help="of the scenes and of training")
@@ -126,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("runs", nargs="+", metavar="DIR", help="folders of runs, or of a demo")
     made.add_argument("--out", help="the page (default: report.html in the first DIR)")
+    made.add_argument("--json", metavar="FILE", help="also write all results to this file")
 
     made = command(
         "score",
@@ -210,6 +211,7 @@ def list_experiments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     from camvid_lang.experiments import configure
     from camvid_lang.report.html import report_runs
+    from camvid_lang.report.thesis import THESIS_ROWS
     from camvid_lang.run import run as run_experiment
 
     overrides = {}
@@ -233,14 +235,14 @@ def run(args: argparse.Namespace) -> None:
     )
     page = report_runs([args.out])
     told = f"{experiment.name}: mIoU {_percent(results['miou'])}"
-    thesis = results["thesis"].get("miou")
+    thesis = THESIS_ROWS.get(experiment.name, {}).get("miou")
     print(f"{told}{f' (thesis, on CamVid: {thesis} %)' if thesis else ''}; {page}")
 
 
 def report(args: argparse.Namespace) -> None:
     from camvid_lang.report.html import report_runs
 
-    print(report_runs(args.runs, args.out))
+    print(report_runs(args.runs, args.out, args.json))
 
 
 def score(args: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import PROFILES, Experiment, configure
 from camvid_lang.report.figures import curves, heat_maps, overlay, palette, to_png
-from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_compact_markdown
+from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_markdown
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
@@ -214,10 +214,9 @@ class Session:
         """The thesis's tables of these numbers ("7.1"), measured beside published, as Markdown."""
         from IPython.display import Markdown
 
-        results = {"chance": None, "experiments": self.finished()}
         wanted = [
-            to_compact_markdown(table, differences=self.comparable())
-            for table in tables(results, THESIS_ROWS)
+            to_markdown(table)
+            for table in tables(self.finished())
             if not numbers or table.number in numbers
         ]
         return Markdown("\n\n".join([self.protocol(), *wanted]))

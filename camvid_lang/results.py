@@ -1,220 +1,115 @@
-"""What a results.json may hold: everything that is shown of it later is checked when it is read.
+"""What a run leaves in its folder for others to read: results.json and figures.npz."""
 
-What a run leaves in its folder for others to read: results.json and figures.npz."""
-
+import contextlib
 import json
-import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from camvid_lang.data.classes import VOID
+from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "FigureData",
-    "read_figures",
-    "read_results",
-    "versions",
-    "what_is_wrong",
-    "write_figures",
-    "write_results",
-]
+__all__ = ["FigureData", "read_figures", "read_results", "versions", "write_figures"]
+__all__ += ["replacing", "write_results"]
 
-LARGEST = 1e12  # no number of a result comes near it
-
-Check = Callable[[object], bool]
-
-
-def _number(value: object) -> bool:
-    """None, or a number that can be drawn."""
-    if value is None:
-        return True
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return plain and abs(value) <= LARGEST  # also refuses NaN
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _plain(value: object) -> bool:
-    """A setting or the like, to be shown as it stands."""
-    return isinstance(value, bool) or _number(value) or _text(value)
-
-
-def _mapping(check: Check) -> Check:
-    def checked(value: object) -> bool:
-        return isinstance(value, Mapping) and all(_text(k) and check(v) for k, v in value.items())
-
-    return checked
-
-
-def _list(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _either(*checks: Check) -> Check:
-    return lambda value: any(check(value) for check in checks)
-
-
-_numbers = _mapping(_number)
-CHECKS: dict[str, Check] = {
-    "experiment": _text,
-    **dict.fromkeys(("accuracy", "mean_accuracy", "miou", "miou_train", "seconds"), _number),
-    "iou": _numbers,
-    "thesis": _mapping(_either(_number, _text, _numbers)),
-    "settings": _mapping(_plain),
-    "phrases": _either(lambda value: value is None, _mapping(_list(lambda v: isinstance(v, str)))),
-    "data": _mapping(_either(_plain, _list(_number))),
-    "encoder": _mapping(_plain),
-    "versions": _mapping(_plain),
-    "device": _text,
-    "command": lambda value: isinstance(value, str),
-    "history": _list(_numbers),
-    "confusion": _list(_list(_number)),
+KEYS = (
+    *("experiment", "accuracy", "mean_accuracy", "miou", "miou_train", "iou", "confusion"),
+    *("history", "seconds", "settings", "prompts", "data", "encoder", "device", "versions"),
+    "command",
+)
+INNER_KEYS = {
+    "iou": CLASSES,
+    "data": ("name", "train_frames", "test_frames", "size", "complete"),
+    "encoder": ("name", "weights", "text"),
 }
-# What the thesis gives no number for is still shown by these.
-_NUMBERS_OF_THE_THESIS = ("accuracy", "mean_accuracy", "miou", "miou_train")
-
-
-def what_is_wrong(results: object) -> str:
-    """The key of a run's results that does not hold what a run writes there; "" if all do.
-
-    Keys that are absent are not missed, but for `experiment` and `settings`; others are let be.
-    """
-    if not isinstance(results, Mapping):
-        return "the whole"
-    for key in ("experiment", "settings"):
-        if key not in results:
-            return key
-    for key, check in CHECKS.items():
-        if key in results and not check(results[key]):
-            return key
-    thesis, size = results.get("thesis", {}), results.get("data", {}).get("size", [])
-    if not all(_number(thesis.get(key)) for key in _NUMBERS_OF_THE_THESIS):
-        return "thesis"
-    if not _numbers(thesis.get("iou", {})):
-        return "thesis"
-    if not isinstance(size, list):
-        return "data"
-    if any(not isinstance(entry.get("epoch"), int) for entry in results.get("history", [])):
-        return "history"
-    lengths = {len(row) for row in results.get("confusion", [])}
-    return "confusion" if len(lengths) > 1 else ""
+HISTORY_KEYS = ("epoch", "loss", "miou")
 
 
 def read_results(path: str | Path) -> dict:
-    """A run's results.json.
+    """A run's results.json, with all of `KEYS`; scores are in percent.
 
     Raises:
-        InputError: absent, or not what a run writes.
+        InputError: the file is missing or damaged.
     """
     path = Path(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        wrong = what_is_wrong(results)
+        parts = [(results, KEYS)] + [(results[key], inner) for key, inner in INNER_KEYS.items()]
+        parts += [(entry, HISTORY_KEYS) for entry in results["history"]]
+        [part[key] for part, keys in parts for key in keys]
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: the run is not finished") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no result of a run: delete it and run again") from error
-    if wrong:
-        raise InputError(f"{path} is no result of a run ({wrong}): delete it and run again")
+        raise InputError(f"{path} is missing: the run is not finished; start it again") from error
+    except KeyError as error:
+        raise InputError(f"{path}: {error} is missing; delete the file and run again") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
     return results
 
 
-def write_results(path: str | Path, value: Mapping) -> None:
-    """Write JSON to a temporary, then rename; numbers that are not finite become null."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(json.dumps(_finite(value), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def write_results(path: str | Path, results: Mapping) -> None:
+    """Write `results` as JSON; the file is replaced only once it is complete."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def _finite(value):
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path that takes the place of `path` if the block succeeds."""
+    part = Path(f"{path}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """Arrays that a run's report draws.
+    """A few test frames with a run's predictions, and how similar its classes' texts are."""
 
-    images: (n, 3, H, W) uint8; labels, predictions: (n, H, W) uint8 ids; names: n texts;
-    similarities: title to (K, K) cosines of the classes' text embeddings.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    predictions: np.ndarray
-    names: tuple[str, ...]
-    similarities: dict[str, np.ndarray]
+    images: np.ndarray  # (n, 3, H, W) uint8
+    labels: np.ndarray  # (n, H, W) uint8, ids 0..11
+    predictions: np.ndarray  # (n, H, W) uint8, ids 0..10
+    names: tuple[str, ...]  # n names, like "test/0001TP_008550"
+    similarities: dict[str, np.ndarray]  # title -> (11, 11) cosines
 
 
 def write_figures(path: str | Path, data: FigureData) -> None:
-    """Write `data` as .npz to a temporary, then rename."""
-    path = Path(path)
-    arrays = {key: getattr(data, key) for key in ("images", "labels", "predictions")}
-    arrays["names"] = np.array(data.names)
+    """Write `data` as .npz; the file is replaced only once it is complete."""
+    arrays = {key: getattr(data, key) for key in ("images", "labels", "predictions", "names")}
     arrays |= {f"similarity/{title}": matrix for title, matrix in data.similarities.items()}
-    temporary = path.with_name(f"{path.name}.part")
-    with open(temporary, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 def read_figures(path: str | Path) -> FigureData | None:
-    """What `write_figures` wrote; None where it is absent or damaged (a report goes without)."""
+    """What `write_figures` wrote; None if it is missing or damaged, as a report can do without."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-        found = FigureData(
-            images=arrays["images"],
-            labels=arrays["labels"],
-            predictions=arrays["predictions"],
-            names=tuple(arrays["names"].tolist()),
-            similarities={
-                key.removeprefix("similarity/"): value
-                for key, value in arrays.items()
-                if key.startswith("similarity/")
-            },
-        )
-    except Exception:  # numpy answers a damaged archive with almost any exception
+            arrays = dict(archive)
+        titles = [key for key in arrays if key.startswith("similarity/")]
+        similarities = {key.removeprefix("similarity/"): arrays.pop(key) for key in titles}
+        names = tuple(map(str, arrays.pop("names").tolist()))
+        data = FigureData(**arrays, names=names, similarities=similarities)
+        (n, _, *size), ids = data.images.shape, np.stack([data.labels, data.predictions])
+        fits = (data.images.shape, ids.shape) == ((n, 3, *size), (2, n, *size)) and len(names) == n
+        fits &= data.images.dtype == ids.dtype == np.uint8 and ids.max() <= VOID
+        square = (NUM_CLASSES, NUM_CLASSES)
+        fits &= all(m.shape == square and m.dtype.kind == "f" for m in similarities.values())
+        return data if fits else None
+    except Exception:  # numpy and zipfile answer damage with almost any exception
         return None
-    return found if _fits_together(found) else None
 
 
-def _fits_together(figures: FigureData) -> bool:
-    """Whether shapes and kinds are those of `FigureData`."""
-    images, labels, predictions = figures.images, figures.labels, figures.predictions
-    pictures = (len(figures.names), 3, *images.shape[2:])
-    maps = (pictures[0], *pictures[2:])
-    return (
-        images.ndim == 4
-        and (images.shape, labels.shape, predictions.shape) == (pictures, maps, maps)
-        and all(array.dtype == np.uint8 for array in (images, labels, predictions))
-        and max(labels.max(initial=0), predictions.max(initial=0)) <= VOID
-        and all(isinstance(name, str) for name in figures.names)
-        and all(
-            matrix.dtype.kind == "f" and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-            for matrix in figures.similarities.values()
-        )
-    )
-
-
-def versions() -> dict:
+def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    packages = ("camvid-lang", "torch", "open-clip-torch", "timm", "torchmetrics", "numpy")
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in ("camvid-lang", "torch", "open-clip-torch", "timm", "torchmetrics", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

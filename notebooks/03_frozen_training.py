@@ -47,7 +47,7 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # %%
 from camvid_lang.report.figures import architecture
 
-architecture("ladder")
+architecture()
 
 # %% [markdown]
 # ## The cosine without the large map

@@ -6,8 +6,10 @@ random bytes never get past a file's first four.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
+import operator
 import pickle
 import warnings
 from collections import Counter
@@ -31,8 +33,7 @@ from camvid_lang.models.text import (
     embed_classes,
     parse_classes,
 )
-from camvid_lang.notebook import Session
-from camvid_lang.report.html import report_runs
+from camvid_lang.report.tables import tables, to_markdown
 from camvid_lang.results import FigureData, read_figures, read_results, write_figures
 from camvid_lang.run import run
 from camvid_lang.segmenter import read_phrases, segment_files
@@ -291,79 +292,26 @@ def test_any_json(value, tmp_path_factory):
         assert all(isinstance(p, str) and p for group in phrases.values() for p in group)
 
 
-# What a hand or a script might leave in a results.json.
-odd = st.sampled_from(
-    [
-        *[None, True, -1, 2.5, 10**400, float("nan"), float("inf"), 1e300, "", "text", "\ud800"],
-        *[r"$\frac{$", "<script>", [], [1], [[]], {}, {"a": 1}, [{"epoch": 1}], "a\nb", "../.."],
-    ]
-)
-
-
-def places(value, path=()):
-    """The path of everything within a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, entry in inner if isinstance(value, (dict, list)) else ():
-        yield (*path, key)
-        yield from places(entry, (*path, key)) if isinstance(entry, (dict, list)) else ()
-
-
-def changed(results, path, value):
-    """A copy with another value at a path."""
-    copy = json.loads(json.dumps(results))
-    inner = copy
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return copy
-
-
-def shown_everywhere(folder):
-    """All that is made of a run's results."""
-    results = read_results(folder / "results.json")
-    with contextlib.suppress(InputError):
-        restore(results["settings"])
-    session = Session("smoke", folder, folder.parent, None, True, {}, False)
-    assert session.tables().data
-    assert report_runs([folder]).stat().st_size > 1000
-
-
-@pytest.mark.slow
-@fuzz(60)
-@given(data=st.data())
-def test_changed_results_are_shown_or_refused(data, finished, tmp_path_factory):
-    results = json.loads((finished / "results.json").read_text())
-    results["confusion"] = results["confusion"][:2]
-    path = data.draw(st.sampled_from(list(places(results))))
-    folder = tmp_path_factory.getbasetemp() / "changed" / "run"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(changed(results, path, data.draw(odd)))
-    (folder / "results.json").write_text(text, encoding="utf-8")
+@fuzz(200)
+@given(steps=changes)
+def test_damaged_results_are_shown_or_refused(steps, finished, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "damaged.json"
+    path.write_bytes(damage((finished / "results.json").read_bytes(), steps))
     with refused("json"):
-        shown_everywhere(folder)
+        results = read_results(path)
+        assert "".join(map(to_markdown, tables({results["experiment"]: results})))
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("thesis", "iou"), 1.5),
-        (("thesis",), None),
-        (("history",), [1.0]),
-        (("history", 0, "loss"), [1]),
-        (("history", 0, "epoch"), "one"),
-        (("miou",), 10**400),
-        (("iou", "car"), "much"),
-        (("data", "size"), 4),
-        (("settings", "lr"), [1]),
-        (("versions", "torch"), "\ud800"),
-        (("confusion",), [[1], [1, 2]]),
-    ],
-)
-def test_results_that_no_run_writes_are_refused(path, value, finished, tmp_path):
+@pytest.mark.parametrize("path", ["miou", "prompts", "iou/car", "data/complete", "history/0/loss"])
+def test_a_missing_key_of_results_is_one_line(path, finished, tmp_path, capsys):
     results = json.loads((finished / "results.json").read_text())
-    (tmp_path / "results.json").write_text(json.dumps(changed(results, path, value)))
-    with pytest.raises(InputError, match=rf"no result of a run \({path[0]}\)"):
-        read_results(tmp_path / "results.json")
+    *parents, key = [int(part) if part == "0" else part for part in path.split("/")]
+    del functools.reduce(operator.getitem, parents, results)[key]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"results.json: '{key}' is missing; delete the file and run again" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -470,6 +418,11 @@ def test_figures_that_do_not_fit_together_are_left_out(tmp_path):
     ):
         write_figures(tmp_path / "f.npz", dataclasses.replace(good, **harm))
         assert read_figures(tmp_path / "f.npz") is None
+    touched = tmp_path / "touched"
+    code = np.array([Runs(open, str(touched), "w")], dtype=object)
+    np.savez(tmp_path / "f.npz", images=picture, labels=maps, predictions=maps, names=code)
+    assert read_figures(tmp_path / "f.npz") is None
+    assert not touched.exists()
 
 
 def test_phrases_that_cancel_are_refused(tmp_path):

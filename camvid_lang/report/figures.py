@@ -1,86 +1,91 @@
-"""What all figures share: a canvas that needs no screen, the colours, and pictures as bytes.
+"""The figures of the thesis, the notebooks and the report.
 
-The figures use matplotlib without pyplot: nothing global is opened, so nothing has to be closed,
-and the same code runs in a notebook, in a test and in a batch job.
-
-Two explanatory drawings: the architecture (figure 5.1) and what IoU counts (figure 6.1).
-
-Frames, labels and predictions side by side (figure 4.1 and the samples).
-
-The figures of the thesis and of the report, each a function that returns a matplotlib figure.
-
-Frames are uint8 (N, 3, H, W), labels and predictions hold class ids (N, H, W), scores are percent;
-arrays and CPU tensors both do. Nothing here opens a window or keeps a figure alive."""
+Images are uint8 (N, 3, H, W), labels and predictions class ids (N, H, W), scores percent; arrays
+and CPU tensors are both accepted. Charts are matplotlib figures made without pyplot: a notebook
+shows them as they are and none has to be closed. The drawings of figures 5.1 and 6.1 never change
+and are SVG files.
+"""
 
 import io
 import math
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 
+import matplotlib
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+from PIL import ImageColor
 
 from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "CAMVID_NAMES",
-    "FONT",
-    "KINDS",
-    "OKABE_ITO",
-    "Canvas",
-    "architecture",
-    "bench_bars",
-    "class_bars",
-    "class_frequencies",
-    "colour_labels",
-    "confusion",
-    "curves",
-    "frames_and_labels",
-    "heat_maps",
-    "hexadecimal",
-    "iou_venn",
-    "overlay",
-    "palette",
-    "plain",
-    "predictions",
-    "similarity_matrices",
-    "to_png",
-]
+__all__ = ["Drawing", "architecture", "iou_venn"]
+__all__ += ["class_bars", "class_frequencies", "confusion", "curves", "similarity_matrices"]
+__all__ += ["frames_and_labels", "heat_maps", "overlay", "predictions"]
+__all__ += ["colour_labels", "palette", "to_png"]
 
-# Points; the smallest size in use anywhere, legible at 100 dots per inch.
-FONT = 9
+Colour = tuple[int, int, int]  # RGB, 0..255
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "text.parse_math": False,  # a "$" in a class or file name is not a formula
+}
+_styled = matplotlib.rc_context(STYLE)
 
 # Okabe and Ito's colours for all kinds of colour vision (jfly.uni-koeln.de/color, 2008), ordered so
-# that neighbours differ in lightness too and the two blues, alike once a picture shines through,
-# seldom meet. Their black is left out: it stands for void.
-OKABE_ITO = (
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (213, 94, 0),
-    (204, 121, 167),
-    (128, 128, 128),
-    (86, 180, 233),
-    (240, 228, 66),
-)
+# that neighbours differ in lightness too. Their black is left out: it stands for void.
+_CODES = ("0072b2", "e69f00", "009e73", "d55e00", "cc79a7", "808080", "56b4e9", "f0e442")
+OKABE_ITO: tuple[Colour, ...] = tuple(ImageColor.getrgb(f"#{code}") for code in _CODES)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing that never changes, `name`.svg in this folder; a notebook shows it as it is."""
+
+    name: str
+
+    def _repr_svg_(self) -> str:
+        file = resources.files("camvid_lang.report") / f"{self.name}.svg"
+        return file.read_text(encoding="utf-8")
+
+
+def architecture(model: str = "clip-upsampler") -> Drawing:
+    """Figure 5.1: from an image to classes, with the thesis's numbers of channels.
+
+    `model` is that of an experiment: bilinear, adapter, clip-upsampler (the thesis's) or swiftnet.
+    """
+    return Drawing(f"architecture-{model}")
+
+
+def iou_venn() -> Drawing:
+    """Figure 6.1: a predicted and a labelled shape on a grid of pixels; TP, FP and FN counted."""
+    return Drawing("iou")
 
 
 class Canvas(Figure):
-    """A matplotlib figure with a title that a notebook shows without pyplot being imported."""
+    """A matplotlib figure with a title (sizes in inches) that a notebook shows without pyplot."""
 
-    def __init__(self, title, width, height):
-        """`title` goes on top; `width` and `height` in inches."""
+    def __init__(self, title: str, width: float, height: float):
         super().__init__(figsize=(width, height), dpi=100, layout="constrained")
-        self.suptitle(plain(title), fontsize=FONT + 3, fontweight="bold")
+        self.suptitle(_line(title))
 
-    def _repr_png_(self):
+    def _repr_png_(self) -> bytes:
         return to_png(self)
 
 
-def to_png(figure, dpi=100):
-    """The figure as the bytes of a PNG with `dpi` pixels to the inch."""
+@_styled  # ticks are made when they are first drawn
+def to_png(figure: Figure, dpi: int = 100) -> bytes:
+    """The figure as the bytes of a PNG with `dpi` pixels per inch."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # words in a script that no font here has are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
@@ -88,11 +93,19 @@ def to_png(figure, dpi=100):
     return buffer.getvalue()
 
 
-def palette(n):
-    """`n` different RGB triples (ints 0..255) for any list of classes.
+def _line(text: str, limit: int = 80) -> str:
+    """A text in one line of at most `limit` characters; the rest becomes an ellipsis."""
+    text = " ".join(text.encode(errors="replace").decode().split())
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    # A legend leaves out what begins with "_"; a space of no width keeps it in.
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
+def palette(n: int) -> tuple[Colour, ...]:
+    """`n` different colours, for any list of classes.
 
     The first eight are told apart with every kind of colour vision; the following are darker and
-    lighter shades of the same eight, so beyond about 16 a legend alone is no longer enough.
+    lighter shades of them, so beyond about 16 a legend is not enough.
     """
     colours = []
     for index in range(n):
@@ -106,574 +119,258 @@ def palette(n):
     return tuple(colours)
 
 
-def plain(text, most=None):
-    """A text that matplotlib shows as it stands: no formula between dollar signs, one line,
-    a question mark for what cannot be printed.
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
-    `most` is the largest number of characters; the rest becomes an ellipsis.
+
+def colour_labels(ids: ArrayLike, colours: Sequence[Colour] = PALETTE) -> np.ndarray:
+    """Class ids (H, W) as an image (H, W, 3) uint8; `colours` holds one colour per id.
+
+    Raises:
+        InputError: an id without a colour.
     """
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
-    if most and len(text) > most:
-        text = f"{text[: most - 1]}…"
-    # A legend leaves out what begins with an underscore; a space of no width keeps it in.
-    text = f"\u200b{text}" if text.startswith("_") else text
-    return text.replace("$", r"\$")
-
-
-def hexadecimal(colour):
-    """An RGB triple of ints 0..255 as "#rrggbb"."""
-    return "#{:02x}{:02x}{:02x}".format(*(int(value) for value in colour))
-
-
-def colour_labels(label, colours=PALETTE):
-    """Class ids (H, W) as a picture: uint8 (H, W, 3), RGB.
-
-    `colours` is a sequence of RGB triples 0..255, one per id; the default is CamVid's 11 and black
-    for void. Raises InputError for an id without a colour.
-    """
-    ids = np.asarray(label)
-    if ids.ndim != 2:
-        raise InputError(
-            f"colour_labels: the label has shape {ids.shape}; give one map of ids, (H, W)"
-        )
+    ids = np.asarray(ids).astype(np.int64)
     if ids.size and not 0 <= ids.min() <= ids.max() < len(colours):
-        raise InputError(
-            f"colour_labels: the ids run from {ids.min()} to {ids.max()} but there are "
-            f"{len(colours)} colours; give one colour per id through colours="
-        )
-    return np.asarray(colours, dtype=np.uint8)[ids.astype(np.int64)]
+        found = f"ids {ids.min()}..{ids.max()} but {len(colours)} colours"
+        raise InputError(f"colour_labels: {found}; give one colour per id")
+    return np.asarray(colours, dtype=np.uint8)[ids]
 
 
-KINDS = {
-    "bilinear": "Bilinear baseline: the encoder's last map, enlarged; nothing is learned",
-    "adapter": "Adapter baseline: two learned 1×1 convolutions, then enlarged",
-    "ladder": "Language segmenter: encoder, spatial pyramid and ladder",
-    "swiftnet": "SwiftNet single-scale: the same ladder with an ordinary classifier",
-}
-# Encoder, channels of its taps, width of the ladder, of each pyramid level, of the bottleneck.
-CONVNEXT = ("ConvNeXt-Base", (128, 256, 512, 1024), 640, 640, 512)
-RESNET = ("ResNet-18", (64, 128, 256, 512), 128, 42, 128)
-ENCODER, LEARNED, LANGUAGE, PLAIN = "#d6e6f4", "#fde6c4", "#d3ece3", "#f2f2f2"
-
-
-class _Plan:
-    """Named boxes and the arrows between them; lengths in inches, y upwards."""
-
-    def __init__(self, title, width, height):
-        self.figure = Canvas(title, width, height)
-        self.axes = self.figure.add_subplot()
-        self.axes.set(xlim=(0, width), ylim=(0, height - 0.45), aspect="equal")
-        self.axes.set_axis_off()
-        self.places = {}
-
-    def box(self, name, x, y, text, colour, width=1.42, height=1.0):
-        style = "round,pad=0,rounding_size=0.08"
-        corner = (x - width / 2, y - height / 2)
-        self.axes.add_patch(
-            FancyBboxPatch(
-                corner, width, height, boxstyle=style, facecolor=colour, edgecolor="#444444"
-            )
-        )
-        self.axes.text(x, y, text, ha="center", va="center", fontsize=FONT)
-        self.places[name] = (x, y, width, height)
-
-    def link(self, start, end, text=""):
-        """An arrow from one box to another, along the axis on which they lie further apart."""
-        x, y, width, height = self.places[start]
-        to_x, to_y, to_width, to_height = self.places[end]
-        if abs(to_x - x) > abs(to_y - y):
-            side = np.sign(to_x - x)
-            tail, tip = (x + side * width / 2, y), (to_x - side * to_width / 2, to_y)
-        else:
-            side = np.sign(to_y - y)
-            tail, tip = (x, y + side * height / 2), (to_x, to_y - side * to_height / 2)
-        self.axes.add_patch(
-            FancyArrowPatch(
-                tail,
-                tip,
-                arrowstyle="-|>",
-                mutation_scale=12,
-                color="#222222",
-                shrinkA=0,
-                shrinkB=0,
-            )
-        )
-        middle = ((tail[0] + tip[0]) / 2 + 0.08, (tail[1] + tip[1]) / 2)
-        self.axes.text(*middle, text, va="center", fontsize=FONT)
-
-    def key(self, x, y, entries):
-        for index, (colour, text) in enumerate(entries):
-            self.box(text, x, y - 0.3 * index, "", colour, 0.3, 0.2)
-            self.axes.text(x + 0.25, y - 0.3 * index, text, va="center", fontsize=FONT)
-
-
-def architecture(
-    kind="ladder",
-    encoder=None,
-    channels=None,
-    dimension=640,
-    width=None,
-    levels=None,
-    bottleneck=None,
-    classes=11,
-):
-    """Figure 5.1: how a picture becomes classes, as boxes and arrows.
-
-    `kind` is a key of `KINDS`: "bilinear", "adapter", "ladder" (the thesis's model) or "swiftnet".
-    `encoder` is its name, `channels` those of its four taps at strides 4, 8, 16 and 32;
-    `dimension` is that of the text vectors, `width` the ladder's channels, `levels` the pyramid's
-    per level (640, or 160 for the narrow one), `bottleneck` what the pyramid is first brought to.
-    What is left out is as the thesis has it; SwiftNet's are its authors'. Raises InputError for
-    another kind.
-    """
-    if kind not in KINDS:
-        raise InputError(f"architecture: no kind {kind!r}; choose one of {', '.join(KINDS)}")
-    defaults = RESNET if kind == "swiftnet" else CONVNEXT
-    given = (encoder, channels, width, levels, bottleneck)
-    encoder, channels, width, levels, bottleneck = (
-        default if value is None else value for value, default in zip(given, defaults, strict=True)
-    )
-    ladder, worded = kind in ("ladder", "swiftnet"), kind != "swiftnet"
-    plan = _Plan(KINDS[kind], 10.4 if worded else 8.7, 5.6 if ladder else 4.5)
-    top, middle, low = (4.5, 2.55, 0.75) if ladder else (3.4, 1.6, 1.6)
-    columns = [0.85 + 1.74 * index for index in range(6)]
-
-    plan.box("picture", columns[0], top, "picture\n3 × H × W", PLAIN)
-    for stage, (x, count) in enumerate(zip(columns[1:5], channels, strict=True), start=1):
-        text = f"{encoder}\nstage {stage}\nstride {2 ** (stage + 1)}\n{count} channels"
-        plan.box(f"stage {stage}", x, top, text, ENCODER)
-        plan.link(f"stage {stage - 1}" if stage > 1 else "picture", f"stage {stage}")
-    last = "stage 4"
-    if worded:
-        text = f"CLIP's own head,\nat every position\nstride 32\n{dimension} channels"
-        plan.box("head", columns[5], top, text, ENCODER)
-        plan.link(last, "head")
-        last = "head"
-
-    vectors = f"each pixel's vector\nset to length 1\n{dimension} × H × W"
-    if ladder:
-        text = (
-            f"spatial pyramid\n1×1 to {bottleneck}\ngrids 6, 3, 2, 1\n{levels} per level\n"
-            f"1×1 to {width}"
-        )
-        plan.box("pyramid", columns[5 if worded else 4], middle, text, LEARNED, height=1.2)
-        plan.link(last, "pyramid")
-        last = "pyramid"
-        for stage in (3, 2, 1):
-            text = f"enlarge ×2\nadd, blend 3×3\nstride {2 ** (stage + 1)}\n{width} channels"
-            plan.box(f"step {stage}", columns[stage], middle, text, LEARNED)
-            plan.link(last, f"step {stage}")
-            plan.link(f"stage {stage}", f"step {stage}", f"skip, 1×1\nto {width}")
-            last = f"step {stage}"
-        text = (
-            f"bilinear ×4\n{vectors}"
-            if worded
-            else f"3×3 classifier\nto {classes} scores\nbilinear ×4"
-        )
-        plan.box("pixels", columns[0], middle, text, PLAIN if worded else LEARNED)
-        plan.link(last, "pixels")
-    else:
-        if kind == "adapter":
-            text = f"1×1, ReLU,\n1×1, ReLU\nstride 32\n{dimension} channels"
-            plan.box("adapter", columns[5], middle, text, LEARNED)
-            plan.link(last, "adapter")
-            last = "adapter"
-        place = columns[4] - 0.1 if kind == "adapter" else columns[5]
-        plan.box("pixels", place, middle, f"bilinear ×32\n{vectors}", PLAIN)
-        plan.link(last, "pixels")
-
-    answer = columns[0 if ladder else 2]
-    text = f"{classes} × H × W\nlargest wins:\none class per pixel"
-    if worded:
-        text = f"cosine similarity\n{text}"
-    plan.box("answer", answer, low, text, LANGUAGE if worded else PLAIN)
-    plan.link("pixels", "answer")
-    if worded:
-        text = (
-            f"{classes} text vectors\n(names or descriptions)\nof length 1\n{classes} × {dimension}"
-        )
-        plan.box(
-            "words", columns[2] if ladder else columns[0] + 0.2, low, text, LANGUAGE, width=1.85
-        )
-        plan.link("words", "answer")
-    entries = [(ENCODER, "pretrained encoder"), (LEARNED, "learned here")]
-    entries = [entry for entry in entries if kind != "bilinear" or entry[0] == ENCODER]
-    if worded:
-        entries.append((LANGUAGE, "language"))
-    plan.key(columns[4] - 0.4 if ladder else columns[0] - 0.5, 1.1 if ladder else 0.8, entries)
-    return plan.figure
-
-
-def iou_venn():
-    """Figure 6.1: a predicted and a true shape on a grid of pixels, with TP, FP and FN counted.
-
-    The numbers in the picture are counted from the shapes drawn, not written by hand.
-    """
-    rows, columns, radius = 28, 46, 11
-    centres = {"prediction": (17.0, 14.0), "truth": (28.0, 14.0)}
-    y, x = np.mgrid[0:rows, 0:columns] + 0.5
-    predicted, true = (
-        (x - column) ** 2 + (y - row) ** 2 <= radius**2 for column, row in centres.values()
-    )
-    regions = np.select([predicted & true, predicted, true], [2, 1, 3], 0)
-    fp, tp, fn = (int((regions == region).sum()) for region in (1, 2, 3))
-
-    figure = Canvas("IoU: how much of both shapes together do they share?", 7.2, 5.0)
-    axes = figure.add_subplot()
-    colours = ListedColormap(["white", *(hexadecimal(OKABE_ITO[index]) for index in (1, 2, 4))])
-    axes.pcolormesh(regions, cmap=colours, vmin=0, vmax=3, edgecolors="#dddddd", linewidth=0.4)
-    axes.set(aspect="equal", xlim=(0, columns), ylim=(rows, 0))
-    axes.set_xlabel("pixels")
-    axes.set_ylabel("pixels")
-    for name, (column, row) in centres.items():
-        style = "-" if name == "truth" else "--"
-        axes.add_patch(Circle((column, row), radius, fill=False, linewidth=2, linestyle=style))
-        axes.text(column, row - radius - 1, name, ha="center", fontsize=FONT + 2)
-    labels = ((11.5, f"FP\nonly predicted\n{fp}"), (22.5, f"TP\nboth\n{tp}"))
-    for column, text in (*labels, (33.5, f"FN\nonly true\n{fn}")):
-        axes.text(column, 14, text, ha="center", va="center", fontsize=FONT + 1, fontweight="bold")
-    formula = f"IoU = TP / (TP + FP + FN) = {tp} / ({tp} + {fp} + {fn}) = {tp / (tp + fp + fn):.3f}"
-    axes.set_title(formula, fontsize=FONT + 3)
-    return figure
-
-
-CAMVID_NAMES = (*CLASSES, "void")
-
-
-def _gallery(title, rows, legend):
-    """Pictures in a table; each row is a list of (heading, picture), `legend` of (name, colour)."""
-    if not rows:
-        raise InputError(f"{title}: there is no frame to show; give at least one")
-    height, width = rows[0][0][1].shape[:2]
-    columns = len(rows[0])
-    each = 9.6 / max(columns, 3)
-    across = 6 if columns > 2 else 4
-    below = math.ceil(len(legend) / across) * 0.25 + 0.2
-    tall = len(rows) * (each * _tallness(height, width) + 0.3) + 0.6
-    figure = Canvas(title, each * columns, tall + below)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, pictures in zip(axes, rows, strict=True):
-        for place, (heading, picture) in zip(line, pictures, strict=True):
-            place.imshow(picture, interpolation="nearest")
-            place.set(xticks=[], yticks=[])
-            heading = heading if len(heading) <= 32 else f"…{heading[-31:]}"
-            place.set_title(plain(heading), fontsize=FONT, loc="left")
-    patches = [
-        Patch(
-            facecolor=hexadecimal(colour), edgecolor="black", linewidth=0.5, label=plain(name, 40)
-        )
-        for name, colour in legend
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=across, fontsize=FONT)
-    return figure
-
-
-def _tallness(height, width):
-    """Height over width of a picture's place: within reason, whatever the picture's shape."""
-    return min(max(height / width, 0.2), 2.5)
-
-
-def _channels_last(image):
+def _channels_last(image: ArrayLike) -> np.ndarray:
     return np.moveaxis(np.asarray(image), 0, -1)
 
 
-def frames_and_labels(images, labels, titles, names=CAMVID_NAMES, colours=PALETTE):
-    """Figure 4.1: each frame beside its coloured label, with a legend.
+def _gallery(title: str, rows: Sequence[Sequence], legend: Sequence[tuple[str, Colour]]) -> Figure:
+    """Rows of (heading, image (H, W, 3)) above a legend of (name, colour)."""
+    columns = len(rows[0])
+    each, across = 9.6 / max(columns, 3), 6 if columns > 2 else 4
+    tall = len(rows) * (each * _aspect(rows[0][0][1]) + 0.3) + 0.6
+    figure = Canvas(title, each * columns, tall + math.ceil(len(legend) / across) * 0.25 + 0.2)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, images in zip(grid, rows, strict=True):
+        for axes, (heading, image) in zip(line, images, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            heading = heading if len(heading) <= 32 else f"…{heading[-31:]}"
+            axes.set_title(_line(heading), loc="left")
+    patches = [Patch(fc=_hex(c), ec="black", lw=0.5, label=_line(name, 40)) for name, c in legend]
+    figure.legend(handles=patches, loc="outside lower center", ncols=across)
+    return figure
 
-    `titles` is one short text per frame; `names` and `colours` one entry per id, void last.
-    Raises InputError for no frame, or an id without a colour.
-    """
+
+def _aspect(image: ArrayLike) -> float:
+    """Height over width of the space for an image, within reason for any image."""
+    height, width = np.shape(image)[:2]
+    return min(max(height / width, 0.2), 2.5)
+
+
+CAMVID_LEGEND = [*zip((*CLASSES, "void"), PALETTE, strict=True)]
+
+
+@_styled
+def frames_and_labels(images: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> Figure:
+    """Figure 4.1: each frame next to its coloured label."""
     rows = [
-        [(title, _channels_last(image)), ("label", colour_labels(label, colours))]
-        for image, label, title in zip(images, labels, titles, strict=True)
+        [(name, _channels_last(image)), ("label", colour_labels(label))]
+        for image, label, name in zip(images, labels, names, strict=True)
     ]
-    return _gallery("Frames and their labels", rows, [*zip(names, colours, strict=True)])
+    return _gallery("Frames and their labels", rows, CAMVID_LEGEND)
 
 
+@_styled
 def predictions(
-    images,
-    labels,
-    predictions,
-    titles,
-    names=CAMVID_NAMES,
-    colours=PALETTE,
-    void=VOID,
-    title="Frames, labels and predictions",
-):
-    """Sample frames: frame, label, prediction, and where the two differ, with a legend.
+    images: ArrayLike,
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    names: Sequence[str],
+    title: str = "Frames, labels and predictions",
+) -> Figure:
+    """Frame, label, prediction, and where the two differ.
 
-    The last column is light grey where right, vermilion where wrong, black where the label is
-    `void` and nothing counts; its heading states the share of right pixels in percent.
+    The last column is light grey where right, vermilion where wrong and black where the label is
+    void; its heading gives the share of labelled pixels that are right.
     """
-    errors = np.array([(225, 225, 225), OKABE_ITO[3], (0, 0, 0)], dtype=np.uint8)
-    key = [*zip(names, colours, strict=True), ("right", errors[0]), ("wrong", errors[1])]
+    states = np.array([(225, 225, 225), OKABE_ITO[3], (0, 0, 0)], dtype=np.uint8)
     rows = []
-    for image, label, guess, name in zip(images, labels, predictions, titles, strict=True):
+    for image, label, guess, name in zip(images, labels, predictions, names, strict=True):
         label, guess = np.asarray(label), np.asarray(guess)
-        counted = label != void
-        state = np.where(counted, label != guess, 2).astype(np.int64)
+        counted = label != VOID
+        state = np.where(counted, label != guess, 2)
         right = f"{100 * (state[counted] == 0).mean():.1f} % right" if counted.any() else "all void"
-        pictures = [(name, _channels_last(image)), ("label", colour_labels(label, colours))]
-        pictures.append(("prediction", colour_labels(guess, colours)))
-        rows.append([*pictures, (f"errors: {right}", errors[state])])
-    return _gallery(title, rows, key)
+        rows.append([(name, _channels_last(image)), ("label", colour_labels(label))])
+        rows[-1] += [("prediction", colour_labels(guess)), (f"errors: {right}", states[state])]
+    return _gallery(title, rows, [*CAMVID_LEGEND, ("right", states[0]), ("wrong", states[1])])
 
 
-def overlay(image, ids, names, colours):
-    """A picture beside the same picture tinted by class, with a legend.
-
-    `image` is uint8 (H, W, 3), `ids` (H, W); `names` and `colours` hold one entry per id.
-    """
+@_styled
+def overlay(
+    image: ArrayLike, ids: ArrayLike, names: Sequence[str], colours: Sequence[Colour]
+) -> Figure:
+    """An image (H, W, 3) next to itself tinted by the classes `ids` (H, W), with a legend."""
     # More pixels than the figure has would only take memory.
-    step = max(1, max(np.asarray(ids).shape) // 1200)
+    step = max(1, max(np.shape(ids)) // 1200)
     image, ids = np.asarray(image)[::step, ::step], np.asarray(ids)[::step, ::step]
-    tinted = 0.45 * image + 0.55 * colour_labels(ids, colours)
-    row = [("picture", image), ("segmentation", tinted.round().astype(np.uint8))]
+    tinted = (0.45 * image + 0.55 * colour_labels(ids, colours)).round().astype(np.uint8)
+    row = [("image", image), ("segmentation", tinted)]
     return _gallery("Segmentation by words", [row], [*zip(names, colours, strict=True)])
 
 
-def heat_maps(image, cosines, names, temperature=None, columns=3):
-    """One map per phrase: how well it fits each pixel, dark to bright, all on one scale.
+@_styled
+def heat_maps(
+    image: ArrayLike, cosines: ArrayLike, names: Sequence[str], temperature: float | None = None
+) -> Figure:
+    """One map per class on one scale: how well its prompts fit each pixel of `image` (H, W, 3).
 
-    `image` is uint8 (H, W, 3), `cosines` (K, h, w) in [-1, 1], `names` K texts. With a temperature
-    the maps show the phrases' probabilities, the softmax of cosines / temperature over the
-    phrases, from 0 to 1; without, or with one phrase alone, the cosines themselves.
+    `cosines` is (K, h, w) in [-1, 1]. With a temperature and more than one class, probabilities are
+    shown: the softmax of cosines / temperature over the classes.
     """
-    maps, label = np.asarray(cosines, dtype=float), "cosine similarity"
-    low, high = float(maps.min()), float(maps.max())
+    maps, label, limits = np.asarray(cosines, dtype=float), "cosine similarity", None
     if temperature and len(maps) > 1:
         maps = np.exp((maps - maps.max(axis=0)) / temperature)
-        maps, label, low, high = maps / maps.sum(axis=0), "probability among these", 0.0, 1.0
-    height, width = np.asarray(image).shape[:2]
-    rows = math.ceil(len(maps) / columns)
-    each = 8.6 / columns  # the rest is the scale's
-    tall = rows * (each * _tallness(height, width) + 0.25) + 0.5
-    figure = Canvas("Where each phrase fits", 9.6, tall)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    shown = None
-    for place in axes.flat:
-        place.set_axis_off()
-    for place, values, name in zip(axes.flat, maps, names, strict=False):
-        shown = place.imshow(values, cmap="viridis", vmin=low, vmax=high)
-        place.set_title(plain(name, 34), fontsize=FONT, loc="left")
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.01)
-    bar.set_label(label, fontsize=FONT)
+        maps, label, limits = maps / maps.sum(axis=0), "probability among these", (0.0, 1.0)
+    low, high = limits or (maps.min(), maps.max())
+    rows = math.ceil(len(maps) / 3)
+    tall = rows * (8.6 / 3 * _aspect(image) + 0.25) + 0.5
+    figure = Canvas("Where each class fits", 9.6, tall)
+    grid = figure.subplots(rows, 3, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, values, name in zip(grid.flat, maps, names, strict=False):
+        drawn = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
+        axes.set_title(_line(name, 34), loc="left")
+    figure.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01).set_label(label)
     return figure
 
 
-BLUE, ORANGE = hexadecimal(OKABE_ITO[0]), hexadecimal(OKABE_ITO[3])
-STYLES = ("-", "--", "-.", ":")
-
-
-def _matrix(axes, values, names, colours, low, high, template):
-    """A square matrix as coloured cells with the numbers in them; NaN is an empty cell."""
-    picture = axes.imshow(values, cmap=colours, vmin=low, vmax=high)
-    ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=FONT)
-    axes.set_yticks(ticks, names, fontsize=FONT)
+def _matrix(axes: Axes, values: np.ndarray, low: float, high: float, digits: int) -> AxesImage:
+    """A matrix (11, 11) as coloured cells with the numbers in them; NaN is an empty cell."""
+    drawn = axes.imshow(values, cmap="cividis", vmin=low, vmax=high)
+    ticks = range(len(CLASSES))
+    axes.set_xticks(ticks, CLASSES, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, CLASSES)
     for (row, column), value in np.ndenumerate(values):
-        red, green, blue, _ = picture.cmap(picture.norm(value))
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        text = "–" if np.isnan(value) else template.format(value)
-        colour = "white" if dark and not np.isnan(value) else "black"
+        text = "–" if np.isnan(value) else f"{value:.{digits}f}"
+        colour = "white" if value < (low + high) / 2 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
-    return picture
+    return drawn
 
 
-def similarity_matrices(matrices, names=CLASSES):
-    """Figure 7.1: cosine similarities (K, K) between texts, side by side on one colour scale.
+@_styled
+def similarity_matrices(matrices: Mapping[str, ArrayLike]) -> Figure:
+    """Figure 7.1: cosine similarities (11, 11) of the classes' texts, on one colour scale.
 
-    `matrices` maps a title ("Names", "Descriptions") to a matrix; below each title stands the mean
-    of what lies off the diagonal: the lower, the better the texts are told apart.
+    `matrices` maps a title to a matrix; below the title is the mean of what lies off the diagonal:
+    the lower, the better the texts are told apart.
     """
-    matrices = {title: np.asarray(values, dtype=float) for title, values in matrices.items()}
-    size = len(names)
-    for title, values in matrices.items():
-        if values.shape != (size, size):
-            raise InputError(
-                f"similarity_matrices: {title!r} has shape {values.shape} but there are {size} "
-                f"names; give a matrix ({size}, {size})"
-            )
-    low = min(float(values.min()) for values in matrices.values())
-    edge = max(3.0, 0.37 * size)
-    figure = Canvas(
-        "Cosine similarity between the classes' texts",
-        len(matrices) * (edge + 1.0) + 0.8,
-        edge + 1.5,
-    )
-    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
-    for axes, (title, values) in zip(panels, matrices.items(), strict=True):
-        picture = _matrix(axes, values, names, "cividis", low, 1.0, "{:.2f}")
-        apart = values[~np.eye(size, dtype=bool)]
-        mean = f"mean between classes {apart.mean():.3f}" if size > 1 else "one class"
-        axes.set_title(f"{title}\n{mean}", fontsize=FONT + 1)
-    bar = figure.colorbar(picture, ax=list(panels), shrink=0.75)
-    bar.set_label("cosine similarity (1 = same direction)", fontsize=FONT)
+    arrays = {title: np.asarray(values, dtype=float) for title, values in matrices.items()}
+    low = min(values.min() for values in arrays.values())
+    figure = Canvas("Cosine similarity between the classes' texts", len(arrays) * 5.1 + 0.8, 5.6)
+    panels = figure.subplots(1, len(arrays), squeeze=False)[0]
+    for axes, (title, values) in zip(panels, arrays.items(), strict=True):
+        drawn = _matrix(axes, values, low, 1.0, 2)
+        mean = values[~np.eye(len(values), dtype=bool)].mean()
+        axes.set_title(f"{_line(title)}\nmean between classes {mean:.3f}")
+    figure.colorbar(drawn, ax=list(panels), shrink=0.75).set_label("cosine similarity")
     return figure
 
 
-def confusion(matrix, names=CLASSES, title="Confusion: where the pixels of each class went"):
-    """A confusion matrix (K, K) of pixel counts, rows the truth, each row as percent of itself.
+@_styled
+def confusion(matrix: ArrayLike, title: str = "Confusion matrix") -> Figure:
+    """A confusion matrix (11, 11) of pixel counts, rows the labels, each row as percent of itself.
 
-    A class without a pixel in the labels has an empty row.
+    The row of a class without labelled pixels is empty.
     """
     counts = np.asarray(matrix, dtype=float)
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(100 * counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    edge = max(3.5, 0.42 * len(names))
-    figure = Canvas(title, edge + 2.2, edge + 1.5)
+    figure = Canvas(title, 6.8, 6.1)
     axes = figure.add_subplot()
-    picture = _matrix(axes, share, names, "cividis", 0, 100, "{:.0f}")
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
-    bar.set_label("share of the true class's pixels (%)", fontsize=FONT)
+    drawn = _matrix(axes, share, 0, 100, 0)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    figure.colorbar(drawn, ax=axes, shrink=0.8).set_label("share of the true class's pixels (%)")
     return figure
 
 
-def class_bars(series, published=None, names=CLASSES, title="IoU of each class", columns=3):
-    """Per-class IoU, one panel per run, with the thesis's value as a diamond where there is one.
+@_styled
+def class_bars(
+    series: Mapping[str, Mapping[str, float | None]],
+    published: Mapping[str, Mapping[str, float]] | None = None,
+) -> Figure:
+    """IoU of each class, one panel per run, a diamond at the thesis's value where there is one.
 
-    `series` and `published` map a run's name to {class: percent or None}; a class without a value
-    has a dash instead of a bar. All panels share one scale from 0 to 100 %.
+    Both arguments map a run's name to {class: percent}; None is shown as a dash.
     """
-    if not series:
-        raise InputError("class_bars: there is no run to show; give at least one")
-    published = published or {}
-    columns = min(columns, len(series))
-    lines = math.ceil(len(series) / columns)
-    figure = Canvas(title, 1.0 + 3.0 * columns, 0.9 + lines * (0.22 * len(names) + 0.75))
+    lines, columns = math.ceil(len(series) / 3), min(3, len(series))
+    figure = Canvas("IoU of each class", 1.0 + 3.0 * columns, 0.9 + lines * 3.2)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    handles = {}
     for axes, (run, scores) in zip(panels, series.items(), strict=False):
-        values = [scores.get(name) for name in names]
-        axes.barh(range(len(names)), [value or 0 for value in values], color=BLUE, label="measured")
+        values = [scores[name] for name in CLASSES]
+        handles["measured"] = axes.barh(CLASSES, [v or 0 for v in values], color=_hex(OKABE_ITO[0]))
         for place, value in enumerate(values):
-            text = "–" if value is None else f"{value:.1f}"
-            axes.text(103, place, text, va="center", ha="left", fontsize=8)
-        theirs = published.get(run) or {}
-        marks = [
-            (theirs[name], at) for at, name in enumerate(names) if theirs.get(name) is not None
-        ]
-        if marks:
-            axes.plot(
-                *zip(*marks, strict=True),
-                "D",
-                color=ORANGE,
-                markeredgecolor="white",
-                markersize=7,
-                label="thesis",
-            )
-        axes.set_title(plain(run, 40), fontsize=FONT + 1)
-        axes.set_yticks(range(len(names)), names, fontsize=FONT)
-        axes.set(xlim=(0, 122), xticks=range(0, 101, 25), ylim=(len(names) - 0.4, -0.6))
-        axes.tick_params(labelsize=FONT, labelbottom=True)
-        axes.set_xlabel("IoU (%)", fontsize=FONT)
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
+            axes.text(103, place, "–" if value is None else f"{value:.1f}", va="center", fontsize=8)
+        if theirs := (published or {}).get(run):
+            marks = [theirs[name] for name in CLASSES], range(len(CLASSES))
+            style = {"color": _hex(OKABE_ITO[3]), "markeredgecolor": "white", "markersize": 7}
+            (handles["thesis"],) = axes.plot(*marks, "D", **style)
+        axes.set_title(_line(run, 40))
+        axes.set(xlim=(0, 122), xticks=range(0, 101, 25), ylim=(10.6, -0.6), xlabel="IoU (%)")
+        axes.tick_params(labelbottom=True)
+        axes.grid(axis="x")
     for axes in panels[len(series) :]:
         axes.set_axis_off()
-    handles = {
-        text: item
-        for axes in panels
-        for item, text in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=FONT
-    )
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return figure
 
 
-def curves(histories, title="Loss and mIoU while learning"):
-    """Loss, and mIoU over the crops learned from, against the epoch; one line per run.
+@_styled
+def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") -> Figure:
+    """Loss, and mIoU on the training crops, by epoch; one line per run.
 
-    `histories` maps a run's name to its list of {"epoch", "loss", "miou"?}. Runs that learn nothing
-    (an empty history) are left out. Raises InputError if none is left.
+    `histories` maps a run's name to a list of {"epoch", "loss", "miou"}; empty ones are left out.
+
+    Raises:
+        InputError: all are empty.
     """
     histories = {name: history for name, history in histories.items() if history}
     if not histories:
-        raise InputError("curves: no run has a history; give at least one run that learned")
-    wanted = [("loss", "cross-entropy loss"), ("miou", "mIoU on the crops learned from (%)")]
-    entries = [entry for history in histories.values() for entry in history]
-    if all(entry.get("miou") is None for entry in entries):
-        wanted.pop()
-    figure = Canvas(title, 1.0 + 4.3 * len(wanted), 4.2 + 0.25 * math.ceil(len(histories) / 3))
-    panels = figure.subplots(1, len(wanted), squeeze=False)[0]
-    for axes, (key, label) in zip(panels, wanted, strict=True):
-        for index, ((run, entries), colour) in enumerate(
+        raise InputError("curves: no run was trained; give one whose history is not empty")
+    figure = Canvas(title, 9.6, 4.2 + 0.25 * math.ceil(len(histories) / 3))
+    labels = {"loss": "cross-entropy loss", "miou": "mIoU on the training crops (%)"}
+    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        for index, ((run, history), colour) in enumerate(
             zip(histories.items(), palette(len(histories)), strict=True)
         ):
-            points = [
-                (entry["epoch"], entry[key]) for entry in entries if entry.get(key) is not None
-            ]
-            style = STYLES[index % len(STYLES)]
-            mark = "o" if len(points) < 30 else None
             axes.plot(
-                *(zip(*points, strict=True) if points else ([], [])),
-                color=hexadecimal(colour),
-                linestyle=style,
-                marker=mark,
+                [entry["epoch"] for entry in history],
+                [entry[key] for entry in history],
+                color=_hex(colour),
+                linestyle=("-", "--", "-.", ":")[index % 4],
+                marker="o" if len(history) < 30 else None,
                 markersize=4,
-                label=plain(run, 40),
+                label=_line(run, 40),
             )
-        axes.set_xlabel("epoch", fontsize=FONT)
-        axes.set_ylabel(label, fontsize=FONT)
-        axes.set_ylim(bottom=0)
+        axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.tick_params(labelsize=FONT)
-        axes.grid(alpha=0.3)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=FONT)
+        axes.grid()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def class_frequencies(counts, names=CAMVID_NAMES, title="How much of the picture each class fills"):
-    """Share of pixels per class in percent, one bar per split.
-
-    `counts` maps a split ("train", "test") to pixel counts, one per name; the names may go one
-    further than the counts (void left out).
-    """
-    if not counts:
-        raise InputError("class_frequencies: there is no split to show; give at least one")
-    names = names[: max(len(values) for values in counts.values())]
-    thick = 0.8 / len(counts)
-    figure = Canvas(title, 7.2, 1.4 + len(names) * (0.12 + 0.17 * len(counts)))
+@_styled
+def class_frequencies(counts: Mapping[str, ArrayLike]) -> Figure:
+    """Share of pixels of each class in percent; `counts` maps a split to its 12 pixel counts."""
+    names, thick = [name for name, _ in CAMVID_LEGEND], 0.8 / len(counts)
+    figure = Canvas("Share of each class", 7.2, 1.4 + 12 * (0.12 + 0.17 * len(counts)))
     axes = figure.add_subplot()
-    for index, ((split, values), colour) in enumerate(
-        zip(counts.items(), palette(len(counts)), strict=True)
-    ):
-        share = 100 * np.asarray(values, dtype=float) / max(float(np.sum(values)), 1.0)
+    for index, (split, values) in enumerate(counts.items()):
+        share = 100 * np.asarray(values) / np.sum(values)
         places = np.arange(len(names)) + (index - (len(counts) - 1) / 2) * thick
-        bars = axes.barh(places, share, thick * 0.9, color=hexadecimal(colour), label=split)
+        bars = axes.barh(places, share, thick * 0.9, color=_hex(OKABE_ITO[index]), label=split)
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    axes.set_yticks(range(len(names)), names, fontsize=FONT)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("share of all pixels (%)", fontsize=FONT)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.legend(title="split", fontsize=FONT, title_fontsize=FONT)
-    return figure
-
-
-def bench_bars(results, title="The thesis's way and ours"):
-    """Seconds and peak extra memory of head, training step and inference, as `bench` measured."""
-    figure = Canvas(title, 9.0, 3.6)
-    parts = ("head", "step", "inference")
-    for axes, key, unit, scale in zip(
-        figure.subplots(1, 2),
-        ("seconds", "extra_bytes"),
-        ("time (ms)", "peak extra memory (MiB)"),
-        (1e3, 2**-20),
-        strict=True,
-    ):
-        for offset, (style, colour) in enumerate((("thesis", ORANGE), ("ours", BLUE))):
-            values = [(results[part][style][key] or 0) * scale for part in parts]
-            places = [place + 0.4 * offset - 0.2 for place in range(len(parts))]
-            bars = axes.barh(places, values, height=0.38, color=colour, label=style)
-            axes.bar_label(bars, [f" {value:,.0f}" for value in values], fontsize=FONT)
-        axes.set_yticks(range(len(parts)), parts, fontsize=FONT)
-        axes.set(xscale="log", ylim=(len(parts) - 0.5, -0.5))
-        axes.margins(x=0.3)
-        axes.tick_params(labelsize=FONT)
-        axes.set_xlabel(f"{unit}, logarithmic", fontsize=FONT)
-        axes.legend(fontsize=FONT)
+    axes.set_xlabel("share of all pixels (%)")
+    axes.grid(axis="x")
+    axes.legend(title="split")
     return figure

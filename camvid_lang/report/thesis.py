@@ -1,41 +1,109 @@
-"""The thesis's published figures."""
+"""The thesis's published scores, and how its tables 7.1 to 7.6 lay them out.
+
+Naomi Kombol, bachelor thesis 1162, FER, University of Zagreb, 2023. Percent, on CamVid's 233 test
+frames at 480x360.
+"""
+
+from typing import NamedTuple
 
 from camvid_lang.data.classes import CLASSES
 
-__all__ = ["THESIS_ROWS"]
+__all__ = ["TABLES", "THESIS_ROWS", "TITLES", "TableLayout"]
 
-# Published figures in percent on the 233 test frames at 480x360: tables 7.1 to 7.6.
-_TABLE_7_4 = {
-    "frozen-names": (89.70, 80.07, 23.08, 90.32, 77.07, 71.71, 42.06, 39.06, 84.19, 47.56, 49.96),
-    "full-narrow-descriptions": (
-        *(90.22, 78.74, 31.81, 89.70, 75.65, 72.92),
-        *(45.11, 34.83, 79.71, 47.23, 55.48),
+
+_KEYS = ("table", "accuracy", "mean_accuracy", "miou_train", "miou")
+_ROWS = {
+    "bilinear-names": ("7.1", 45.71, 47.35, None, 21.19),
+    "bilinear-descriptions": ("7.1", 51.45, 46.31, None, 23.93),
+    "adapter-names": ("7.2", 80.78, 59.65, None, 43.41),
+    "adapter-descriptions": ("7.2", 80.78, 60.84, None, 43.87),
+    "frozen-names": ("7.3", 91.19, 75.26, 73.90, 63.16),
+    "frozen-descriptions": ("7.3", 89.68, 75.67, 73.88, 62.99),
+    "full-descriptions": ("7.5", 89.45, 75.01, 79.08, 62.42),
+    "full-narrow-descriptions": ("7.5", 90.86, 76.38, 78.75, 63.76),
+    "swiftnet": ("7.6", 89.96, None, None, 64.52),
+}
+THESIS_ROWS: dict[str, dict] = {
+    name: dict(zip(_KEYS, row, strict=True)) for name, row in _ROWS.items()
+}
+# Table 7.4: IoU of each class, in the order of CLASSES.
+for _name, _values in {
+    "frozen-names": "89.70 80.07 23.08 90.32 77.07 71.71 42.06 39.06 84.19 47.56 49.96",
+    "full-narrow-descriptions": "90.22 78.74 31.81 89.70 75.65 72.92 45.11 34.83 79.71 47.23 55.48",
+}.items():
+    THESIS_ROWS[_name]["iou"] = dict(zip(CLASSES, map(float, _values.split()), strict=True))
+
+
+class TableLayout(NamedTuple):
+    """One of the thesis's tables: what its columns and rows are."""
+
+    number: str
+    title: str
+    first: str  # heading of the first column
+    scores: tuple[str, ...]  # keys of results.json, one group of columns each
+    rows: dict[str, str]  # experiment -> name of the row
+
+
+TITLES = {
+    "accuracy": "Accuracy",
+    "mean_accuracy": "Mean accuracy",
+    "miou_train": "mIoU (train)",
+    "miou": "mIoU",
+}
+_SHORT, _LONG = ("accuracy", "mean_accuracy", "miou"), tuple(TITLES)
+TABLES = (
+    TableLayout(
+        "7.1",
+        "Bilinear baseline: the encoder's stride-32 map, upsampled ×32; nothing is trained",
+        "Text",
+        _SHORT,
+        {"bilinear-names": "Class names", "bilinear-descriptions": "Class descriptions"},
     ),
-}
-
-
-def _row(table: str, accuracy: float, mean_accuracy: float | None, train: float | None, miou):
-    return {
-        "table": table,
-        "accuracy": accuracy,
-        "mean_accuracy": mean_accuracy,
-        "miou_train": train,
-        "miou": miou,
-    }
-
-
-THESIS_ROWS = {
-    "bilinear-names": _row("7.1", 45.71, 47.35, None, 21.19),
-    "bilinear-descriptions": _row("7.1", 51.45, 46.31, None, 23.93),
-    "adapter-names": _row("7.2", 80.78, 59.65, None, 43.41),
-    "adapter-descriptions": _row("7.2", 80.78, 60.84, None, 43.87),
-    "frozen-names": _row("7.3", 91.19, 75.26, 73.90, 63.16),
-    "frozen-descriptions": _row("7.3", 89.68, 75.67, 73.88, 62.99),
-    "full-descriptions": _row("7.5", 89.45, 75.01, 79.08, 62.42),
-    "full-narrow-descriptions": _row("7.5", 90.86, 76.38, 78.75, 63.76),
-    "swiftnet": _row("7.6", 89.96, None, None, 64.52),
-}
-
-
-for _name, _values in _TABLE_7_4.items():
-    THESIS_ROWS[_name]["iou"] = dict(zip(CLASSES, _values, strict=True))
+    TableLayout(
+        "7.2",
+        "Adapter baseline: two trained 1×1 convolutions before upsampling",
+        "Text",
+        _SHORT,
+        {"adapter-names": "Class names", "adapter-descriptions": "Class descriptions"},
+    ),
+    TableLayout(
+        "7.3",
+        "Frozen encoder: only the upsampler is trained (640 channels per pyramid level)",
+        "Text",
+        _LONG,
+        {"frozen-names": "Class names", "frozen-descriptions": "Class descriptions"},
+    ),
+    TableLayout(
+        "7.4",
+        "IoU of each class",
+        "Class",
+        ("iou",),  # one row per class, one group of columns per experiment
+        {
+            "frozen-names": "Frozen encoder, names",
+            "full-narrow-descriptions": "Whole network, narrow, descriptions",
+        },
+    ),
+    TableLayout(
+        "7.5",
+        "Whole network trained, on class descriptions",
+        "Spatial pyramid",
+        _LONG,
+        {
+            "full-descriptions": "640 channels per level",
+            "full-narrow-descriptions": "160 channels per level",
+        },
+    ),
+    TableLayout(
+        "7.6",
+        "All approaches",
+        "Approach",
+        _SHORT,
+        {
+            "bilinear-descriptions": "Bilinear, descriptions",
+            "adapter-descriptions": "Adapter, descriptions",
+            "frozen-names": "Frozen encoder, names",
+            "full-narrow-descriptions": "Narrow pyramid, descriptions",
+            "swiftnet": "SwiftNet, single scale",
+        },
+    ),
+)
