@@ -97,9 +97,9 @@ def skyline(c: SceneCanvas) -> None:
         at = x - c.bend * z * z
         if name == "tree":
             leaf = c.tone(c.material(LEAVES, 5), z)
-            c.disc(at + wide / 2, 0, z, wide * 0.8, top * 0.8, leaf, "tree")
+            c.disc((at + wide / 2, 0, z), wide * 0.8, top * 0.8, leaf, "tree")
         elif rng.random() < 0.85:
-            c.slab(at, at + wide, -1, top, z, c.tone(c.material(), z), "building")
+            c.slab((at, at + wide, -1, top), z, c.tone(c.material(), z), "building")
         x += wide
 
 

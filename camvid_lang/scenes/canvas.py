@@ -33,8 +33,7 @@ DARK, GLASS, WHITE = (30, 30, 34), (64, 76, 92), (235, 235, 228)
 
 Colour = tuple[float, float, float] | np.ndarray
 RGB = tuple[int, int, int]
-Corners2D = Iterable[tuple[float, float]]
-Corners3D = Iterable[tuple[float, float, float]]
+Box = tuple[float, float, float, float]
 
 
 class SceneCanvas:
@@ -49,10 +48,8 @@ class SceneCanvas:
         sun: the sunlit side, -1 left or +1 right.
     """
 
-    def __init__(
-        self, rng: np.random.Generator, size: tuple[int, int], light: Colour, fog: Colour,
-        sight: float, sun: int,
-    ):  # fmt: skip
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int], light: Colour, fog: Colour,
+                 sight: float, sun: int):  # fmt: skip
         height, width = size
         self.rng, self.size, self.sun, self.sight = rng, size, sun, sight
         self.light, self.fog = tuple(map(float, light)), tuple(map(float, fog))
@@ -81,34 +78,30 @@ class SceneCanvas:
         """A random colour of a palette, slightly varied."""
         return palette[self.rng.integers(len(palette))] + jitter * self.rng.standard_normal(3)
 
-    def poly(self, corners: Corners3D, colour: RGB, name: str | None) -> None:
+    def poly(self, corners: Iterable[tuple], colour: RGB, name: str | None) -> None:
         """A filled polygon; `name` is its class, None leaves the label unchanged."""
         flat = [self.project(*corner) for corner in corners]
         self.image_pen.polygon(flat, fill=colour)
         if name is not None:
             self.label_pen.polygon(flat, fill=CLASS_ID[name])
 
-    def facing(self, corners: Corners2D, z: float, colour: RGB, name: str) -> None:
+    def facing(self, corners: Iterable[tuple], z: float, colour: RGB, name: str) -> None:
         """A polygon of (x, y) corners that faces the camera."""
         self.poly([(x, y, z) for x, y in corners], colour, name)
 
-    def slab(
-        self, x0: float, x1: float, y0: float, y1: float, z: float, colour: RGB, name: str
-    ) -> None:
-        """An upright rectangle that faces the camera."""
+    def slab(self, box: Box, z: float, colour: RGB, name: str) -> None:
+        """An upright rectangle (x0, x1, y0, y1) that faces the camera."""
+        x0, x1, y0, y1 = box
         self.facing([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], z, colour, name)
 
-    def wall(
-        self, x: float, z0: float, z1: float, y0: float, y1: float, colour: RGB, name: str
-    ) -> None:
-        """An upright rectangle along the road."""
+    def wall(self, x: float, box: Box, colour: RGB, name: str) -> None:
+        """An upright rectangle (z0, z1, y0, y1) along the road."""
+        z0, z1, y0, y1 = box
         self.poly([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], colour, name)
 
-    def disc(
-        self, x: float, y: float, z: float, rx: float, ry: float, colour: RGB, name: str
-    ) -> None:
-        """A filled ellipse that faces the camera."""
-        (u, v), scale = self.project(x, y, z), self.focal / z
+    def disc(self, at: tuple, rx: float, ry: float, colour: RGB, name: str) -> None:
+        """A filled ellipse around (x, y, z) that faces the camera, radii in metres."""
+        (u, v), scale = self.project(*at), self.focal / at[2]
         box = (u - rx * scale, v - ry * scale, u + rx * scale, v + ry * scale)
         self.image_pen.ellipse(box, fill=colour)
         self.label_pen.ellipse(box, fill=CLASS_ID[name])

@@ -1,8 +1,7 @@
 """Procedurally drawn street scenes: data with exact labels where no data set is available.
 
-`draw_scene` draws one image and its label from a seed, `write_scenes` a whole data set in CamVid's
-folder layout. Weather, light, the course of the road and everything along it vary; colours are
-shared between the classes, so shape, texture and position have to tell them apart.
+Weather, light, the course of the road and everything along it vary; colours are shared between the
+classes, so shape, texture and position have to tell them apart.
 """
 
 import json
@@ -13,9 +12,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from camvid_lang.scenes import backdrop, road_users, scenery
+from camvid_lang.scenes import backdrop, objects
 from camvid_lang.scenes.canvas import CLASS_ID, SceneCanvas
-from camvid_lang.scenes.scenery import FenceStyle
 
 __all__ = ["draw_scene", "scene_seed", "write_scenes"]
 
@@ -87,42 +85,42 @@ def _objects(c: SceneCanvas, street: dict, lit: bool) -> list[tuple]:
         items += _lots(c, side, line, street["corner"], lit)
         walk = abs(line - kerb)
         for z in np.arange(uniform(4, 12), 55, uniform(12, 24)):
-            items.append((z, scenery.pole, (kerb + side * 0.35, z)))
+            items.append((z, objects.pole, (kerb + side * 0.35, z)))
         for z in uniform(5, 30, rng.integers(0, 4)):
-            items.append((z, scenery.sign, (kerb + side * uniform(0.3, 0.8), z)))
+            items.append((z, objects.sign, (kerb + side * uniform(0.3, 0.8), z)))
         if rng.random() < 0.35:
             for z in np.arange(uniform(5, 12), 50, uniform(6, 12)):
-                items.append((z, scenery.tree, (kerb + side * 0.7, z)))
+                items.append((z, objects.tree, (kerb + side * 0.7, z)))
         for _ in range(rng.integers(0, 5)):
             z = uniform(4.5, 24)
-            items.append((z, road_users.pedestrian, (kerb + side * uniform(0.4, walk), z)))
+            items.append((z, objects.pedestrian, (kerb + side * uniform(0.4, walk), z)))
         if rng.random() < 0.45:  # parked cars
             for z in np.arange(uniform(5, 22), 55, uniform(5.5, 9)):
                 if rng.random() < 0.75:
-                    items.append((z, road_users.car, (kerb - side * 1.0, z)))
+                    items.append((z, objects.car, (kerb - side * 1.0, z)))
         elif rng.random() < 0.3:
-            style, start = FenceStyle.random(c), uniform(4, 14)
+            style, start = objects.fence_style(c), uniform(4, 14)
             for z in np.arange(start, start + uniform(4, 16), 2.0):
-                items.append((z, scenery.fence, (kerb + side * 0.2, z, z + 2.0, style)))
+                items.append((z, objects.fence, (kerb + side * 0.2, z, z + 2.0, style)))
         for z in uniform(5, 20, rng.integers(0, 2)):
-            items.append((z, scenery.litter, (kerb + side * uniform(0.5, walk), z)))
+            items.append((z, objects.litter, (kerb + side * uniform(0.5, walk), z)))
     for z in uniform(7, 40, rng.integers(0, 5)):
-        position = (uniform(left + 1.6, right - 1.6), z)
-        items.append((z, road_users.car, (*position, rng.random() < 0.2)))
+        x, across = uniform(left + 1.6, right - 1.6), rng.random() < 0.2
+        items.append((z, objects.car, (x, z, across)))
     for _ in range(rng.integers(0, 4)):
         z = uniform(4.5, 18)
-        items.append((z, road_users.bicyclist, (uniform(left, right), z)))
+        items.append((z, objects.bicyclist, (uniform(left, right), z)))
     if rng.random() < 0.35:  # pedestrians who cross the road
         z = uniform(6, 18)
         for x in uniform(left, right, rng.integers(1, 4)):
-            items.append((z, road_users.pedestrian, (x, z)))
+            items.append((z, objects.pedestrian, (x, z)))
     return sorted(items, key=lambda item: -item[0])
 
 
 def _lots(c: SceneCanvas, side: int, line: float, corner: tuple | None, lit: bool) -> list[tuple]:
     """Houses, gardens, fences and hedges along one side of the street, as in `_objects`."""
     rng, z, items = c.rng, 1.2, []
-    built, style = rng.uniform(0.35, 0.95), FenceStyle.random(c)
+    built, style = rng.uniform(0.35, 0.95), objects.fence_style(c)
     while z < 85:
         end = z + rng.uniform(5, 13)
         if corner and corner[0] == side and z < corner[2] and end > corner[1]:
@@ -134,15 +132,15 @@ def _lots(c: SceneCanvas, side: int, line: float, corner: tuple | None, lit: boo
         setback = 0.0 if rng.random() < 0.6 else rng.uniform(2, 5)
         if house:
             # Sorted by its far end plus 20 m: everything in front of it is drawn over it.
-            items.append((end + 20, scenery.building, (line + side * setback, z, end, lit)))
+            items.append((end + 20, objects.building, (line + side * setback, z, end, lit)))
         else:
             for at in rng.uniform(z, end, rng.integers(2, 5)):
-                items.append((at + 10, scenery.tree, (line + side * rng.uniform(1.5, 7), at)))
+                items.append((at + 10, objects.tree, (line + side * rng.uniform(1.5, 7), at)))
         if (setback or not house) and rng.random() < 0.8:
             hedge = rng.random() < 0.35
             for at in np.arange(z, end, 2.0):
                 panel = (line, at, min(at + 2.0, end))
-                draw, more = (scenery.hedge, ()) if hedge else (scenery.fence, (style,))
+                draw, more = (objects.hedge, ()) if hedge else (objects.fence, (style,))
                 items.append((at + 2.0, draw, (*panel, *more)))
         z = end + (rng.uniform(0, 3) if rng.random() < 0.4 else 0.0)
     return items
@@ -154,10 +152,7 @@ def scene_seed(seed: int, split: str, index: int) -> int:
 
 
 def write_scenes(
-    root: str | Path,
-    counts: Mapping[str, int] = COUNTS,
-    size: tuple[int, int] = SIZE,
-    seed: int = 0,
+    root: str | Path, counts: Mapping[str, int] = COUNTS, size: tuple = SIZE, seed: int = 0
 ) -> Path:
     """Write a data set of scenes as PNG files in CamVid's layout, unless it is there already.
 
@@ -165,7 +160,6 @@ def write_scenes(
         root: folder for {train,val,test} and {train,val,test}annot; created if missing.
         counts: images per split.
         size: (height, width) in pixels.
-        seed: another seed gives other scenes.
 
     Returns:
         The folder. `dataset.json` describes the data and is written last, when all is complete.
@@ -177,11 +171,10 @@ def write_scenes(
     if marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == text:
         return root
     marker.unlink(missing_ok=True)
-    for split in counts:
-        for folder in (root / split, root / f"{split}annot"):
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob("scene_*.png"):
-                old.unlink()
+    for folder in (root / f"{split}{kind}" for split in counts for kind in ("", "annot")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("scene_*.png"):
+            old.unlink()
     jobs = [(split, index) for split in counts for index in range(counts[split])]
     for split, index in tqdm(jobs, desc="drawing scenes", unit="scene"):
         image, label = draw_scene(scene_seed(seed, split, index), size)

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.functional.classification import multiclass_jaccard_index
 from tqdm import tqdm
 
@@ -49,9 +50,7 @@ def draw_scenes(count: int, seed: int) -> Scenes:
     return images.permute(0, 3, 1, 2).contiguous(), labels
 
 
-def draw_parts(
-    rng: np.random.Generator, scenes: Scenes, side: int, count: int
-) -> tuple[Tensor, Tensor]:
+def draw_parts(rng: np.random.Generator, scenes: Scenes, side: int, count: int) -> Scenes:
     """Random square parts of scenes, around a pixel of a random class, so that rare ones occur too.
 
     Returns:
@@ -80,22 +79,20 @@ def draw_parts(
     return torch.stack(parts), one_hot.float()
 
 
-def contrast(
-    images: Tensor, texts: Tensor, counts: Tensor, classes: Tensor, scale: float | Tensor
-) -> Tensor:
+def contrast(images: Tensor, texts: Tensor, counts: Tensor, ids: Tensor, scale: float) -> Tensor:
     """CLIP's symmetric contrastive loss, where captions of the same class are all positives.
 
     Args:
         images: (M, D) normalised embeddings.
         texts: (K, D) normalised embeddings of captions.
         counts: (M, 11) pixels of each class that an image shows; images that show none are skipped.
-        classes: (K,) the class of each caption.
+        ids: (K,) the class of each caption.
         scale: multiplies the cosines.
     """
     total = counts.sum(1)
     shares = (counts / total.clamp(min=1e-9)[:, None])[total > 0]
     cosines = scale * images[total > 0] @ texts.T
-    match = shares[:, classes]
+    match = shares[:, ids]
     to_text = match / match.sum(1, keepdim=True).clamp(min=1e-9)
     named = match.sum(0) > 0.1
     to_image = (match / match.sum(0).clamp(min=1e-9)).T[named]
@@ -143,10 +140,11 @@ def train(steps: int = 500, seed: int = 0, scenes: int = 300) -> open_clip.CLIP:
     rest = [tokens, *(p for p in model.parameters() if p.ndim < 2)]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=2e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / 50, 0.5 * (1 + np.cos(np.pi * step / steps)) + 1e-3),
-    )
+
+    def factor(step: int) -> float:
+        return min((step + 1) / 50, 0.5 * (1 + np.cos(np.pi * step / steps)) + 1e-3)
+
+    schedule = LambdaLR(optimizer, factor)
     for _ in tqdm(range(steps), desc="training", unit="step"):
         loss = training_loss(model, drawn, rng)
         optimizer.zero_grad(set_to_none=True)
@@ -207,8 +205,8 @@ def main() -> None:
         print(f"{kind}: zero-shot mIoU {miou:.1f} %, mean cosine between classes {similar:.2f}")
     described = nearest_class(model, {name: [text] for name, text in DESCRIPTIONS.items()})
     held_out = nearest_class(model, HELD_OUT)
-    print(f"nearest to their class: {held_out:.0%} of held-out captions, {described:.0%}"
-          " of descriptions")  # fmt: skip
+    shares = f"{held_out:.0%} of held-out captions, {described:.0%} of descriptions"
+    print(f"nearest to their class: {shares}")
 
 
 if __name__ == "__main__":
