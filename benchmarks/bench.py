@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -246,17 +246,18 @@ def byte_count(text: str) -> int:
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--experiment", choices=EXPERIMENTS, default="frozen-names")
+    trained = [name for name, entry in EXPERIMENTS.items() if entry.model != "bilinear"]
+    parser.add_argument("--experiment", choices=trained, default="frozen-names")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--batch", type=int, default=2, help="of head and training step")
     parser.add_argument("--budget", type=byte_count, help="find the largest batch within it: 15GB")
     parser.add_argument("--sweep", action="store_true", help="experiments x sizes x batches")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = pick_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     results = {"device": name, "threads": torch.get_num_threads(), "versions": versions()}
