@@ -13,6 +13,7 @@ peak memory; leave the MALLOC_* variables of the Makefile unset, as they keep fr
 import argparse
 import functools
 import gc
+import itertools
 import json
 import multiprocessing
 import platform
@@ -30,7 +31,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from camvid_lang.data.classes import NUM_CLASSES
-from camvid_lang.device import mixed_precision, pick_device, to_device
+from camvid_lang.device import autocast, mixed_precision, pick_device, to_device
 from camvid_lang.experiments import EXPERIMENTS, configure
 from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
 from camvid_lang.models.segmentation import LanguageModel, SegmentationModel
@@ -93,18 +94,16 @@ def prepare(case: Case) -> Callable[[], object]:
 
     model = random_model(case.experiment, case.style, case.device)
     images = torch.randint(256, (case.batch, 3, *case.size), dtype=torch.uint8, device=device)
-    labels = torch.randint(NUM_CLASSES, shape, dtype=torch.uint8, device=device)
+    precision = mixed_precision(device) if ours else torch.float32
     if case.what == "inference":
         model.eval()
         infer = model.segment if ours else lambda x: thesis_scores(model, x).argmax(dim=1)
-        precision = mixed_precision(device) if ours else torch.float32
-        autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-        return torch.inference_mode()(autocast(lambda: infer(images)))
+        return torch.inference_mode()(autocast(device, precision)(lambda: infer(images)))
 
     model.train()
     model.zero_grad(set_to_none=True)
     optimizer = make_optimizer(model, configure(case.experiment))
-    precision = mixed_precision(device)
+    labels = torch.randint(NUM_CLASSES, shape, dtype=torch.uint8, device=device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
     def thesis_step() -> None:
@@ -113,9 +112,10 @@ def prepare(case: Case) -> Callable[[], object]:
         loss.backward()
         optimizer.step()
 
-    if ours:
-        return lambda: training_step(model, images, labels, optimizer, scaler, precision)
-    return thesis_step
+    def our_step() -> None:
+        training_step(model, images, labels, optimizer, scaler, precision)
+
+    return our_step if ours else thesis_step
 
 
 def reset_peak(device: str) -> None:
@@ -212,17 +212,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def compare(experiment: str, batch: int, device: str) -> list[Case]:
     sizes = {"head": (batch, (224, 224)), "step": (batch, (224, 224)), "inference": (1, (360, 480))}
-    return [
-        Case(what, style, experiment, *sizes[what], device) for what in sizes for style in STYLES
-    ]
+    return [Case(w, style, experiment, *sizes[w], device) for w in sizes for style in STYLES]
 
 
 def sweep(device: str) -> list[Case]:
-    return [
-        Case("step", style, experiment, batch, size, device)
-        for experiment in SWEEP for style in STYLES
-        for size in SWEEP_SIZES for batch in SWEEP_BATCHES
-    ]  # fmt: skip
+    cases = itertools.product(SWEEP, STYLES, SWEEP_SIZES, SWEEP_BATCHES)
+    return [Case("step", style, name, n, size, device) for name, style, size, n in cases]
 
 
 def line(row: dict, matmul: float) -> str:
