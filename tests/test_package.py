@@ -16,7 +16,8 @@ PACKAGE = Path(camvid_lang.__file__).parent
 ORDER = (
     ("errors", "device", "assets"),
     ("data",),
-    ("models", "scenes"),
+    ("models",),
+    ("scenes",),
     ("experiments", "evaluation", "results"),
     ("report",),
     ("training",),

@@ -1,42 +1,28 @@
-"""Procedurally drawn road scenes: data with exact labels for a machine that has no data.
+"""Procedurally drawn street scenes: data with exact labels where no data set is available.
 
-`draw_scene` makes one picture and its label out of a seed, `write_scenes` a whole dataset in
-CamVid's folder layout. Weather, light, the course of the road and everything along it vary; colours
-are shared between the classes, so shape, texture and place have to tell them apart.
+Weather, light, the course of the road and everything along it vary; colours are shared between the
+classes, so shape, texture and position have to tell them apart.
 """
 
 import json
-import os
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from camvid_lang.errors import InputError
-from camvid_lang.scenes import backdrop, road_users, scenery
-from camvid_lang.scenes.canvas import CLASS_ID, LEAVES, SceneCanvas
+from camvid_lang.scenes import backdrop, objects
+from camvid_lang.scenes.canvas import CLASS_ID, SceneCanvas
 
-__all__ = [
-    "DEFAULT_COUNTS",
-    "DEFAULT_SIZE",
-    "draw_scene",
-    "scene_seed",
-    "write_scenes",
-]
+__all__ = ["draw_scene", "scene_seed", "write_scenes"]
 
-DEFAULT_SIZE = (192, 256)
-DEFAULT_COUNTS = {"train": 160, "val": 40, "test": 60}
+SIZE = (192, 256)
+COUNTS = {"train": 160, "val": 40, "test": 60}
 SPLITS = ("train", "val", "test")
 SEEDS_PER_SPLIT = 100_000
-VERSION = 1  # of the drawing: raise it when the same seed gives another picture
-OBJECTS = {
-    "building": scenery.building, "tree": scenery.tree, "hedge": scenery.hedge,
-    "fence": scenery.fence, "pole": scenery.pole, "sign": scenery.sign, "void": scenery.litter,
-    "car": road_users.car, "pedestrian": road_users.pedestrian, "bicyclist": road_users.bicyclist,
-}  # fmt: skip
-# Light per channel, colour of haze, sight in metres, top of the sky.
+VERSION = 1  # of the drawing; raise it when a seed gives another image than before
+# Light of each channel, colour of the fog, sight in metres, colour of the zenith.
 WEATHERS = {
     "sunny": ((1.12, 1.08, 1.0), (186, 200, 214), 260, (96, 142, 206)),
     "overcast": ((0.86, 0.87, 0.9), (182, 184, 188), 160, (164, 168, 176)),
@@ -45,39 +31,44 @@ WEATHERS = {
 }
 
 
-def draw_scene(seed, size=DEFAULT_SIZE):
+def draw_scene(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
     """Draw one street as seen from a car.
 
     Args:
-        seed: whole number >= 0; the same seed and size give the same bytes.
+        seed: integer >= 0; the same seed and size give the same bytes.
         size: (height, width) in pixels.
 
     Returns:
         image: uint8 (H, W, 3), RGB.
         label: uint8 (H, W), class ids 0..10 and 11 for void, exact to the pixel.
+
+    Example:
+        >>> image, label = draw_scene(0, size=(48, 64))
+        >>> image.shape, label.shape
+        ((48, 64, 3), (48, 64))
     """
     rng = np.random.default_rng(seed)
     weather = rng.choice(list(WEATHERS), p=(0.42, 0.28, 0.15, 0.15))
-    light, haze, sight, zenith = (np.asarray(v, float) for v in WEATHERS[weather])
+    light, fog, sight, zenith = (np.asarray(v, float) for v in WEATHERS[weather])
     light = light * rng.uniform(0.85, 1.1)
     sight = float(sight) * rng.uniform(0.7, 1.4)
-    haze = haze + rng.normal(0, 8) + rng.normal(0, 4, 3)
-    canvas = SceneCanvas(rng, size, light, haze, sight, sun=rng.choice((-1, 1)))
+    fog = fog + rng.normal(0, 8) + rng.normal(0, 4, 3)
+    canvas = SceneCanvas(rng, size, light, fog, sight, sun=rng.choice((-1, 1)))
     street = _street(rng)
     zenith = zenith + rng.normal(0, 10) + rng.normal(0, 4, 3)
     sky = backdrop.sky(canvas, zenith, clear=weather == "sunny")
     canvas.paste(sky, np.full(size, CLASS_ID["sky"], np.uint8))
     backdrop.skyline(canvas)
     canvas.paste(*backdrop.ground(canvas, street, weather))
-    for item in _layout(canvas, street, lit=weather == "dusk"):
-        OBJECTS[item[0]](canvas, *item[1])
+    for _, draw, arguments in _objects(canvas, street, lit=weather == "dusk"):
+        draw(canvas, *arguments)
     backdrop.bonnet(canvas)
     label = np.array(canvas.label)
     return backdrop.finish(canvas, label, weather), label
 
 
-def _street(rng):
-    """Where the kerbs, the building lines and a side street lie, in metres."""
+def _street(rng: np.random.Generator) -> dict:
+    """Positions in metres: x of both kerbs and building lines; (side, start, end) of a corner."""
     left, right = -rng.uniform(2.4, 5.5), rng.uniform(2.2, 3.8)
     walk = rng.uniform(2.0, 4.5, 2)
     side = rng.choice((-1, 1))
@@ -86,136 +77,109 @@ def _street(rng):
     return {"kerbs": (left, right), "lines": (left - walk[0], right + walk[1]), "corner": corner}
 
 
-def _layout(c, street, lit):
-    """All things of a scene as (kind, arguments), farthest first."""
+def _objects(c: SceneCanvas, street: dict, lit: bool) -> list[tuple]:
+    """All objects of a scene as (distance, function that draws it, arguments), farthest first."""
     rng, items = c.rng, []
+    uniform, (left, right) = rng.uniform, street["kerbs"]
     for side, kerb, line in zip((-1, 1), street["kerbs"], street["lines"], strict=True):
-        _lots(c, side, line, street["corner"], items, lit)
+        items += _lots(c, side, line, street["corner"], lit)
         walk = abs(line - kerb)
-        for z in np.arange(rng.uniform(4, 12), 55, rng.uniform(12, 24)):
-            items.append((z, "pole", (kerb + side * 0.35, z)))
-        for z in rng.uniform(5, 30, rng.integers(0, 4)):
-            items.append((z, "sign", (kerb + side * rng.uniform(0.3, 0.8), z)))
+        for z in np.arange(uniform(4, 12), 55, uniform(12, 24)):
+            items.append((z, objects.pole, (kerb + side * 0.35, z)))
+        for z in uniform(5, 30, rng.integers(0, 4)):
+            items.append((z, objects.sign, (kerb + side * uniform(0.3, 0.8), z)))
         if rng.random() < 0.35:
-            for z in np.arange(rng.uniform(5, 12), 50, rng.uniform(6, 12)):
-                items.append((z, "tree", (kerb + side * 0.7, z)))
+            for z in np.arange(uniform(5, 12), 50, uniform(6, 12)):
+                items.append((z, objects.tree, (kerb + side * 0.7, z)))
         for _ in range(rng.integers(0, 5)):
-            z = rng.uniform(4.5, 24)
-            items.append((z, "pedestrian", (kerb + side * rng.uniform(0.4, walk), z)))
-        if rng.random() < 0.45:
-            for z in np.arange(rng.uniform(5, 22), 55, rng.uniform(5.5, 9)):
+            z = uniform(4.5, 24)
+            items.append((z, objects.pedestrian, (kerb + side * uniform(0.4, walk), z)))
+        if rng.random() < 0.45:  # parked cars
+            for z in np.arange(uniform(5, 22), 55, uniform(5.5, 9)):
                 if rng.random() < 0.75:
-                    items.append((z, "car", (kerb - side * 1.0, z)))
+                    items.append((z, objects.car, (kerb - side * 1.0, z)))
         elif rng.random() < 0.3:
-            style, start = _fence_style(c), rng.uniform(4, 14)
-            for z in np.arange(start, start + rng.uniform(4, 16), 2.0):
-                items.append((z, "fence", (kerb + side * 0.2, z, z + 2.0, style)))
-        for z in rng.uniform(5, 20, rng.integers(0, 2)):
-            items.append((z, "void", (kerb + side * rng.uniform(0.5, walk), z)))
-    left, right = street["kerbs"]
-    for z in rng.uniform(7, 40, rng.integers(0, 5)):
-        items.append((z, "car", (rng.uniform(left + 1.6, right - 1.6), z, rng.random() < 0.2)))
+            style, start = objects.fence_style(c), uniform(4, 14)
+            for z in np.arange(start, start + uniform(4, 16), 2.0):
+                items.append((z, objects.fence, (kerb + side * 0.2, z, z + 2.0, style)))
+        for z in uniform(5, 20, rng.integers(0, 2)):
+            items.append((z, objects.litter, (kerb + side * uniform(0.5, walk), z)))
+    for z in uniform(7, 40, rng.integers(0, 5)):
+        x, across = uniform(left + 1.6, right - 1.6), rng.random() < 0.2
+        items.append((z, objects.car, (x, z, across)))
     for _ in range(rng.integers(0, 4)):
-        z = rng.uniform(4.5, 18)
-        items.append((z, "bicyclist", (rng.uniform(left, right), z)))
-    if rng.random() < 0.35:
-        z = rng.uniform(6, 18)
-        for x in rng.uniform(left, right, rng.integers(1, 4)):
-            items.append((z, "pedestrian", (x, z)))
-    return [item[1:] for item in sorted(items, key=lambda item: -item[0])]
+        z = uniform(4.5, 18)
+        items.append((z, objects.bicyclist, (uniform(left, right), z)))
+    if rng.random() < 0.35:  # pedestrians who cross the road
+        z = uniform(6, 18)
+        for x in uniform(left, right, rng.integers(1, 4)):
+            items.append((z, objects.pedestrian, (x, z)))
+    return sorted(items, key=lambda item: -item[0])
 
 
-def _fence_style(c):
-    """What all panels of one fence have in common."""
-    rng, colour = c.rng, c.material()
-    solid = rng.random() < 0.4
-    pitch, width = (0.3, 0.26) if solid else (rng.uniform(0.35, 0.9), rng.uniform(0.07, 0.14))
-    gap = colour * 0.6 if solid else c.material() * 0.4 + c.material(LEAVES) * 0.4
-    top = rng.uniform(0.9, 1.9)
-    return {"colour": colour, "gap": gap, "top": top, "pitch": pitch, "width": width}
-
-
-def _lots(c, side, line, corner, items, lit):
-    """Houses, gardens, fences and hedges along one side of the street, added to `items`."""
-    rng, z = c.rng, 1.2
-    built, style = rng.uniform(0.35, 0.95), _fence_style(c)
+def _lots(c: SceneCanvas, side: int, line: float, corner: tuple | None, lit: bool) -> list[tuple]:
+    """Houses, gardens, fences and hedges along one side of the street, as in `_objects`."""
+    rng, z, items = c.rng, 1.2, []
+    built, style = rng.uniform(0.35, 0.95), objects.fence_style(c)
     while z < 85:
         end = z + rng.uniform(5, 13)
         if corner and corner[0] == side and z < corner[2] and end > corner[1]:
-            if corner[1] - z > 3:
-                end = corner[1]
-            else:
+            if corner[1] - z <= 3:
                 z = corner[2]
                 continue
+            end = corner[1]
         house = rng.random() < built
         setback = 0.0 if rng.random() < 0.6 else rng.uniform(2, 5)
         if house:
-            # Behind whatever stands before its front: keyed by its far end.
-            items.append((end + 20, "building", (line + side * setback, z, end, lit)))
+            # Sorted by its far end plus 20 m: everything in front of it is drawn over it.
+            items.append((end + 20, objects.building, (line + side * setback, z, end, lit)))
         else:
             for at in rng.uniform(z, end, rng.integers(2, 5)):
-                items.append((at + 10, "tree", (line + side * rng.uniform(1.5, 7), at)))
+                items.append((at + 10, objects.tree, (line + side * rng.uniform(1.5, 7), at)))
         if (setback or not house) and rng.random() < 0.8:
-            kind = "hedge" if rng.random() < 0.35 else "fence"
+            hedge = rng.random() < 0.35
             for at in np.arange(z, end, 2.0):
                 panel = (line, at, min(at + 2.0, end))
-                args = panel if kind == "hedge" else (*panel, style)
-                items.append((at + 2.0, kind, args))
+                draw, more = (objects.hedge, ()) if hedge else (objects.fence, (style,))
+                items.append((at + 2.0, draw, (*panel, *more)))
         z = end + (rng.uniform(0, 3) if rng.random() < 0.4 else 0.0)
+    return items
 
 
-def scene_seed(seed, split, index):
-    """Seed of picture `index` of a split; no two splits of one dataset share a seed."""
+def scene_seed(seed: int, split: str, index: int) -> int:
+    """Seed of image `index` of a split; no two splits of one data set share a seed."""
     return (seed * len(SPLITS) + SPLITS.index(split)) * SEEDS_PER_SPLIT + index
 
 
-def write_scenes(root, counts=None, size=DEFAULT_SIZE, seed=0):
-    """Write a dataset of scenes as PNG in CamVid's layout; does nothing if it is there already.
+def write_scenes(
+    root: str | Path, counts: Mapping[str, int] = COUNTS, size: tuple = SIZE, seed: int = 0
+) -> Path:
+    """Write a data set of scenes as PNG files in CamVid's layout, unless it is there already.
 
     Args:
-        root: folder to hold {train,val,test} and {train,val,test}annot; made if need be.
-        counts: pictures per split, for example {"train": 160, "val": 40, "test": 60}.
+        root: folder for {train,val,test} and {train,val,test}annot; created if missing.
+        counts: images per split.
         size: (height, width) in pixels.
-        seed: whole number; another seed, other scenes.
 
     Returns:
-        The folder. `dataset.json` is written last: where it stands, the folder is whole.
-
-    Raises:
-        InputError: unknown split, or a count outside 1..99999.
+        The folder. `dataset.json` describes the data and is written last, when all is complete.
     """
-    root, counts = Path(root), dict(counts or DEFAULT_COUNTS)
-    for split, count in counts.items():
-        if split not in SPLITS:
-            raise InputError(f"counts: unknown split {split!r}; use {', '.join(SPLITS)}")
-        if not 0 < count < SEEDS_PER_SPLIT:
-            raise InputError(f"counts: {split} is {count}; give 1 to {SEEDS_PER_SPLIT - 1}")
+    root = Path(root)
     note = f"drawn by camvid_lang.scenes, version {VERSION}, seed {seed}"
-    told = {"name": "scenes", "counts": counts, "size": list(size), "note": note}
-    marker = root / "dataset.json"
-    if marker.is_file() and _same(marker, told):
+    described = {"name": "scenes", "counts": dict(counts), "size": list(size), "note": note}
+    text, marker = json.dumps(described, indent=1), root / "dataset.json"
+    if marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == text:
         return root
     marker.unlink(missing_ok=True)
+    for folder in (root / f"{split}{kind}" for split in counts for kind in ("", "annot")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("scene_*.png"):
+            old.unlink()
     jobs = [(split, index) for split in counts for index in range(counts[split])]
-    for split in counts:
-        for folder in (root / split, root / f"{split}annot"):
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob("scene_*.png"):
-                old.unlink()
     for split, index in tqdm(jobs, desc="drawing scenes", unit="scene"):
         image, label = draw_scene(scene_seed(seed, split, index), size)
         name = f"scene_{index:05d}.png"
         Image.fromarray(image).save(root / split / name, compress_level=1)
         Image.fromarray(label).save(root / f"{split}annot" / name)
-    handle, temporary = tempfile.mkstemp(dir=root, suffix=".json")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(told, file, indent=1)
-    os.replace(temporary, marker)
+    marker.write_text(text, encoding="utf-8")
     return root
-
-
-def _same(marker, told):
-    try:
-        return json.loads(marker.read_text(encoding="utf-8")) == told
-    except ValueError:
-        return False
