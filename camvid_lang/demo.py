@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from camvid_lang.data.camvid import load
+from camvid_lang.data.camvid import load_camvid
 from camvid_lang.device import pick_device
 from camvid_lang.evaluation import chance_scores
 from camvid_lang.experiments import configure
@@ -48,7 +48,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "auto", fresh: bool =
         experiments[name] = run(
             experiment, data, out / name, device, fresh, command="python -m camvid_lang demo"
         )
-    results = {"chance": chance_scores(load(data, "test"), seed), "experiments": experiments}
+    results = {"chance": chance_scores(load_camvid(data, "test"), seed), "experiments": experiments}
     write_json(out / "results.json", results)
     page = report_runs([out], out / "report.html")
     print(f"{'':28}{'mIoU on scenes':>15}")

@@ -2,6 +2,8 @@
 
 import unicodedata
 
+START_OVER = "start over with --fresh (in a notebook: untick RESUME)"
+
 __all__ = [
     "InputError",
     "is_printable",

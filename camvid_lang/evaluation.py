@@ -93,7 +93,7 @@ def predict(model: SegmentationModel, images: Tensor) -> Tensor:
 
 def evaluate(
     model: SegmentationModel, frames: Frames, batch_size: int = 2, desc: str = "evaluate"
-) -> tuple[dict, Tensor]:
+) -> dict:
     """Scores of a model over whole frames, and its confusion matrix (12, 12)."""
     model.eval()
 
@@ -104,7 +104,7 @@ def evaluate(
             yield predict(model, frames.images[part]), frames.labels[part]
 
     matrix = confusion_matrix(pairs()).cpu()
-    return scores(matrix), matrix
+    return {**scores(matrix), "confusion": matrix.tolist()}
 
 
 def frame_accuracies(
@@ -190,3 +190,6 @@ def score_folders(predictions: str | Path, labels: str | Path) -> dict:
 
 def _size(label: Tensor) -> str:
     return f"{label.shape[1]}x{label.shape[0]}"
+
+
+score = score_folders

@@ -120,7 +120,10 @@ _SMOKE = {"epochs": 1, "batch_size": 4, "crop": 64, "limit": 8, "score_train": F
 
 
 def configure(
-    name: str, profile: str = "thesis", overrides: Mapping[str, object] | None = None
+    name: str,
+    profile: str = "thesis",
+    overrides: Mapping[str, object] | None = None,
+    **settings: object,
 ) -> Experiment:
     """The experiment of this name under a profile, with single settings replaced.
 
@@ -137,7 +140,7 @@ def configure(
     if profile not in PROFILES:
         raise InputError(f"unknown profile '{profile}': choose {', '.join(PROFILES)}")
     entry = EXPERIMENTS[name]
-    given = dict(overrides or {})
+    given = dict(overrides or {}) | settings
     kinds = {field.name: field.type for field in fields(Experiment)}
     for key in given:
         if key not in kinds or key in ("name", "model", "profile"):

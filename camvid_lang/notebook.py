@@ -26,19 +26,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from camvid_lang.data.camvid import Frames, load, read_image
+from camvid_lang.data.camvid import Frames, load_camvid, read_image
 from camvid_lang.data.download import fetch
 from camvid_lang.demo import demo_settings
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import PROFILES, Experiment, configure
-from camvid_lang.report.figures import curves, heat_maps, overlay, palette, to_png
+from camvid_lang.report.figures import curves, heat_maps, overlay, to_png
 from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_compact_markdown
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
-from camvid_lang.segmenter import Segmenter, read_phrases, shrink
+from camvid_lang.segmenter import Segmenter
 from camvid_lang.training.loop import Interrupted
 from camvid_lang.training.mirror import Mirror
 
@@ -235,7 +235,7 @@ class Session:
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:
         """A split of the data set in memory; under `smoke` at most 8 frames."""
-        return load(self.data, split, limit or (8 if self.profile == "smoke" else None))
+        return load_camvid(self.data, split, limit or (8 if self.profile == "smoke" else None))
 
 
 def describe(experiment: Experiment) -> str:
@@ -425,7 +425,7 @@ def ask(words: Segmenter, image: np.ndarray, text: str) -> tuple:
 
     Args:
         image: (H, W, 3) uint8.
-        text: phrases, see `words.read_phrases`.
+        text: phrases, see `models.text.parse_classes`.
 
     Returns:
         Two figures: the segmentation with its legend, and one heat map per phrase, of its
@@ -434,12 +434,9 @@ def ask(words: Segmenter, image: np.ndarray, text: str) -> tuple:
     Raises:
         InputError: phrases that cannot be read or embedded.
     """
-    phrases = read_phrases(text)
-    cosines = words.cosines(image, phrases)
-    names, small = list(phrases), shrink(image)
-    ids = cosines.argmax(axis=0).astype(np.uint8)
-    return overlay(small, ids, names, palette(len(names))), heat_maps(
-        small, cosines, names, words.temperature
+    result, cosines = words.segment(image, text), words.cosines(image, text)
+    return overlay(result.image, result.ids, result.classes, result.colours), heat_maps(
+        result.image, cosines, result.classes, words.temperature
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from camvid_lang.data.camvid import DataReport, Frames, load, verify
+from camvid_lang.data.camvid import DataReport, Frames, load_camvid, verify
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES
 from camvid_lang.device import pick_device, reuse_freed_memory, to_device
 from camvid_lang.errors import InputError
@@ -37,7 +37,6 @@ from camvid_lang.models.segmentation import (
     SwiftNet,
 )
 from camvid_lang.models.text import CLIPText, PhraseFile, TextSource, class_phrases, embed_classes
-from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import FigureData, read_results, versions, write_figures, write_json
 from camvid_lang.training.checkpoint import (
     Checkpoints,
@@ -267,9 +266,9 @@ def _train_and_score(
     limit = experiment.limit or None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        test = load(data, experiment.test_split, limit)
+        test = load_camvid(data, experiment.test_split, limit)
         trained = experiment.epochs > 0
-        learning = load(data, experiment.train_split, limit) if trained else None
+        learning = load_camvid(data, experiment.train_split, limit) if trained else None
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"note: {message}")
     history = []
@@ -279,18 +278,17 @@ def _train_and_score(
 
     started = time.perf_counter()
     test = test.to(where)
-    scored, confusion = evaluate(model, test, desc=f"{experiment.name}: {experiment.test_split}")
+    scored = evaluate(model, test, desc=f"{experiment.name}: {experiment.test_split}")
     scored_train = None
     if experiment.score_train and learning is not None:
         desc = f"{experiment.name}: {experiment.train_split}"
-        scored_train = evaluate(model, learning, desc=desc)[0]["miou"]
+        scored_train = evaluate(model, learning, desc=desc)["miou"]
     seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
     results = {
         "experiment": experiment.name,
         **{key: scored[key] for key in ("accuracy", "mean_accuracy", "miou")},
         "miou_train": scored_train,
         "iou": scored["iou"],
-        "thesis": THESIS_ROWS.get(experiment.name, {}),
         "settings": experiment.settings(),
         "phrases": trained_phrases(experiment),
         "data": {
@@ -307,7 +305,7 @@ def _train_and_score(
         "seconds": round(seconds, 1),
         "command": command,
         "history": history,
-        "confusion": confusion.tolist(),
+        "confusion": scored["confusion"],
     }
     write_figures(out / "figures.npz", figure_data(model, test, experiment))
     write_json(out / "results.json", results)
@@ -365,8 +363,8 @@ def similarities(experiment: Experiment) -> dict[str, Tensor]:
 
 
 def load_run(
-    folder: str | Path, classes: Mapping | None = None, kind: str = "last"
-) -> tuple[SegmentationModel, Experiment]:
+    folder: str | Path, kind: str = "last"
+) -> tuple[SegmentationModel, Experiment, TextSource | None]:
     """The model of a run, in evaluation mode, with its own classes or any others.
 
     Args:
@@ -388,9 +386,7 @@ def load_run(
         experiment = restore(settings)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
-    if classes and experiment.model == "swiftnet":
-        raise InputError(f"{folder} is a run of swiftnet, which knows its 11 classes only")
-    model = build_model(experiment, classes, pretrained=not experiment.train_encoder)
+    model = build_model(experiment, None, pretrained=not experiment.train_encoder)
     if experiment.epochs:
         saved = Checkpoints(folder / CHECKPOINTS).newest(kind)
         if saved is None:
@@ -402,4 +398,5 @@ def load_run(
             raise InputError(
                 f"checkpoint {path} does not fit {experiment.name}: run it again with --fresh"
             ) from error
-    return model.eval(), experiment
+    text = None if experiment.model == "swiftnet" else text_source(experiment)
+    return model.eval(), experiment, text

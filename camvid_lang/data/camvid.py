@@ -57,7 +57,7 @@ __all__ = [
     "common_size",
     "compare_with_release",
     "find_pairs",
-    "load",
+    "load_camvid",
     "one_line",
     "pixel_digest",
     "raise_any",
@@ -296,6 +296,8 @@ class DataReport:
     problems: tuple[str, ...]
     missing: tuple[str, ...]
     complete: bool
+
+    differences = property(lambda self: self.missing)
 
     def summary(self) -> str:
         """Lines for a reader: what is there, every problem, the first few missing frames."""
@@ -551,7 +553,7 @@ class Frames:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
-def load(root: str | Path, split: str, limit: int | None = None) -> Frames:
+def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = None) -> Frames:
     """Decodes a split (`train`, `val`, `trainval`, `test`) into memory, checking while at it.
 
     Frames are sorted by name, `trainval` being train followed by val. `limit` takes that many,

@@ -488,6 +488,10 @@ def make_manifest(folder: str | Path, target: str | Path) -> int:
     return len(lines)
 
 
+def download_camvid(root, source=None, drive=None):
+    return fetch(root, source=source, drive=drive)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="data_download.sh",

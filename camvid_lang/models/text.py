@@ -90,9 +90,12 @@ def class_phrases(classes: str | Sequence[str] | Mapping[str, str | Sequence[str
     return result
 
 
+class_prompts = class_phrases
+
+
 def parse_classes(text: str) -> dict:
     """`class_phrases` of a comma-separated line; `car|lorry` gives one class two phrases."""
-    entries = [entry.strip() for entry in text.split(",")]
+    entries = [entry.strip() for entry in text.replace("\n", ",").split(",")]
     if entries and not entries[-1]:
         entries.pop()
     classes = {}
@@ -286,3 +289,7 @@ def _read_json(path: Path):
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+TextEncoder = TextSource
+TextBank = PhraseFile

@@ -350,7 +350,7 @@ def write_report(
     return path
 
 
-def report_runs(folders: Sequence[str | Path], page: str | Path | None = None) -> Path:
+def report_runs(folders: Sequence[str | Path], page: str | Path | None = None, json_file=None) -> Path:
     """Write the page of some runs; nothing is computed again.
 
     Args:
@@ -371,6 +371,11 @@ def report_runs(folders: Sequence[str | Path], page: str | Path | None = None) -
             if name in found:
                 raise InputError(f"{found[name][0]} and {run} are both runs of '{name}': give one")
             found[name] = (run, results)
+    if json_file:
+        import json
+
+        runs = {name: results for name, (_, results) in found.items()}
+        Path(json_file).write_text(json.dumps(runs))
     samples, similarities = {}, {}
     for name, (run, _) in found.items():
         data = read_figures(run / "figures.npz")
