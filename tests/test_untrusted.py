@@ -167,6 +167,7 @@ def test_any_text_is_read_as_classes(text):
         assert all(prompt.strip() for prompts in classes.values() for prompt in prompts)
 
 
+@pytest.mark.filterwarnings("ignore:every pixel")
 @fuzz(100)
 @given(text=texts)
 def test_any_words_are_segmented(text, segmenter):
