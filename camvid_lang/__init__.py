@@ -1,19 +1,55 @@
-"""camvid_lang: semantic segmentation with language embeddings on CamVid.
+"""Semantic segmentation with language embeddings on CamVid.
 
-Modules, lowest first (each imports only from those before it):
-
-* `taxonomy`, `scenes`, `data`, `download`: classes, drawn scenes, real frames.
-* `cosine`, `upsampler`, `encoder`, `text`: the parts of the method.
-* `models`, `metrics`: the models of the thesis, and how they are scored.
-* `experiments`, `checkpoint`, `training`: one row of a table, and how it is learned.
-* `evaluation`, `results`, `runs`: one experiment from weights to scores.
-* `tables`, `figures`, `report`, `run_reports`: what is shown of it.
-* `segment`, `demo`, `cli`: what is called from outside.
+Example:
+    >>> import camvid_lang as cl
+    >>> segmenter = cl.load("runs/frozen-names")
+    >>> result = segmenter.segment("street.png", ["car", "tree", "shop window"])
+    >>> result.ids.shape, result.classes, result.overlay().size
+    ((96, 128), ['car', 'tree', 'shop window'], (128, 96))
+    >>> segmenter.cosines("street.png", {"vehicle": ["car", "lorry"]}).shape
+    (1, 96, 128)
+    >>> segmenter.similarity(["vehicle"]).shape
+    (1, 11)
+    >>> experiment = cl.experiment("frozen-names", profile="smoke")
+    >>> results = cl.run(experiment, data="data/camvid", out="runs/x")
+    >>> test = cl.load_camvid("data/camvid", split="test")
+    >>> cl.evaluate(segmenter.model, test)["miou"] == results["miou"]
+    True
 """
 
-from importlib import metadata
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING
 
-try:
-    __version__ = metadata.version("camvid-lang")
-except metadata.PackageNotFoundError:  # used from a checkout that was not installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:  # for editors and type checkers; at run time a name is imported when it is used
+    from camvid_lang.data.camvid import load_camvid
+    from camvid_lang.data.download import download_camvid
+    from camvid_lang.errors import InputError
+    from camvid_lang.evaluation import evaluate, score
+    from camvid_lang.experiments import configure as experiment
+    from camvid_lang.run import run
+    from camvid_lang.segmenter import Segmenter, load
+
+__version__ = "0.1.0"
+__all__ = ["InputError", "Segmenter", "__version__", "download_camvid", "evaluate", "experiment",
+           "load", "load_camvid", "run", "score"]  # fmt: skip
+_MODULES = {"load": "segmenter", "Segmenter": "segmenter", "download_camvid": "data.download",
+            "load_camvid": "data.camvid", "experiment": "experiments", "evaluate": "evaluation",
+            "score": "evaluation", "InputError": "errors"}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'camvid_lang' has no attribute {name!r}")
+    module = importlib.import_module(f"camvid_lang.{_MODULES[name]}")
+    return getattr(module, "configure" if name == "experiment" else name)
+
+
+class _Package(types.ModuleType):
+    """Keeps `camvid_lang.run` the function; importing the submodule `run` would replace it."""
+
+    run = property(lambda _: importlib.import_module("camvid_lang.run").run, lambda *_: None)
+
+
+sys.modules[__name__].__class__ = _Package

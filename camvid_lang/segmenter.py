@@ -1,193 +1,217 @@
-"""Any words on any picture: a trained run asked about phrases it was never taught.
+"""Any words on any image, by a finished run: inference of the API, command line and notebook."""
 
-Segment any pictures with any words, by a trained run."""
-
-import io
+import colorsys
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
 
-from camvid_lang.data.camvid import read_image
+from camvid_lang.data.classes import CLASSES, PALETTE
 from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import predict
-from camvid_lang.models.segmentation import LanguageModel
-from camvid_lang.models.text import class_prompts, embed_classes
-from camvid_lang.report.figures import overlay, palette, to_png
-from camvid_lang.run import load_run, trained_prompts
+from camvid_lang.experiments import Experiment
+from camvid_lang.models.segmentation import SegmentationModel
+from camvid_lang.models.text import TextEncoder, class_prompts, embed_classes, parse_classes
+from camvid_lang.run import load_run
 
-__all__ = [
-    "Segmenter",
-    "read_phrases",
-    "segment_files",
-]
+__all__ = ["Segmentation", "Segmenter", "class_colours", "load", "read_rgb"]
 
-MAX_SIDE = 512  # pixels; a second or two on two slow cores
+MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
+MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
+
+ImageLike = str | Path | Image.Image | np.ndarray
+Classes = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
-def read_phrases(text: str) -> dict[str, list[str]]:
-    """One class a line, or separated by commas; `car | lorry` gives one class two phrases.
+def load(folder: str | Path, checkpoint: str = "last", device: str = "auto") -> "Segmenter":
+    """Load the model of a run.
 
-    Returns:
-        {name: [phrase, ...]} in the order given; a repeated name counts once.
+    Args:
+        folder: the run's folder.
+        checkpoint: `last`, the end of training, or `best`, by mIoU over the training crops.
+        device: `cpu`, `cuda`, or `auto` (CUDA where there is a GPU).
 
     Raises:
-        InputError: nothing given.
+        InputError: no run in the folder, no such checkpoint, missing weights.
     """
-    entries = [entry.strip() for entry in text.replace("\n", ",").split(",")]
-    classes = {}
-    for entry in filter(None, entries):
-        phrases = [phrase.strip() for phrase in entry.split("|") if phrase.strip()]
-        if phrases:
-            classes.setdefault(" / ".join(phrases), phrases)
-    if not classes:
-        raise InputError("no phrase given: write some, as in: road, car | lorry, shop window")
-    return classes
+    target = pick_device(device)
+    model, experiment, text_encoder = load_run(folder, checkpoint)
+    return Segmenter(to_device(model, target), experiment, text_encoder)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """`ids` (H, W) uint8 are indices into `classes`; `image` (H, W, 3) uint8 is what was read."""
+
+    image: np.ndarray
+    ids: np.ndarray
+    classes: list[str]
+
+    @property
+    def colours(self) -> list[tuple[int, int, int]]:
+        """The colour of each class in `overlay`, RGB in 0..255."""
+        return class_colours(self.classes)
+
+    def overlay(self, alpha: float = 0.6) -> Image.Image:
+        """The image blended with its classes' colours, of which `alpha` is the share."""
+        colours = np.array(self.colours, np.uint8)[self.ids]
+        return Image.blend(Image.fromarray(self.image), Image.fromarray(colours), alpha)
 
 
 class Segmenter:
-    """A finished run's model, loaded once, to compare pictures with any phrases.
+    """A run's model, loaded once by `load`, that segments any image into any classes.
 
-    Args:
-        run: the run's folder.
-        device: `auto`, `cpu` or `cuda`.
+    In its methods `image` is what `read_rgb` accepts; `classes` are a list of words, a mapping
+    {class: [prompt, ...]}, a text for `models.text.parse_classes` ("road, car | lorry"), or None
+    for the run's own 11 classes. An image with a side over `max_side` pixels is brought to that
+    size for the model, and the result back to the image's own.
 
     Attributes:
-        classes: {name: [phrase, ...]} of the run's own 11 classes.
-        temperature: what the run's loss divided cosines by.
-
-    Raises:
-        InputError: no finished run, or one without language (swiftnet).
+        model: in evaluation mode; its `forward` takes (N, 3, H, W) images.
+        experiment: the settings of the run.
+        classes: names of the run's own 11 classes.
+        temperature: divides the cosines in the softmax of the loss.
     """
 
-    def __init__(self, run: str | Path, device: str = "auto"):
-        self.device = pick_device(device)
-        model, self.experiment, self.source = load_run(run)
-        if not isinstance(model, LanguageModel):
-            raise InputError(
-                f"{run} is a run of {self.experiment.name}, which knows its 11 classes only: "
-                "choose one of frozen-*, full-* or adapter-*"
-            )
-        self.model = to_device(model, self.device)
-        self.temperature = model.temperature
-        self.classes = trained_prompts(self.experiment)
+    def __init__(
+        self, model: SegmentationModel, experiment: Experiment, text_encoder: TextEncoder | None
+    ):
+        self.model, self.experiment = model, experiment
+        self.temperature: float = model.temperature
+        self.classes = list(CLASSES)
+        self._text_encoder = text_encoder
+        self._embedded: dict[tuple, Tensor] = {}  # by prompts: many images, the same classes
+        self._device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def cosines(self, image: np.ndarray, phrases: dict[str, Sequence[str]]) -> np.ndarray:
-        """Cosine of every pixel with every class.
-
-        Args:
-            image: (H, W, 3) uint8; larger ones are brought to a longer side of 512 pixels.
-            phrases: {name: [phrase, ...]}, see `read_phrases`.
-
-        Returns:
-            (K, h, w) float32 in [-1, 1], h x w being the size the picture was brought to.
+    def segment(
+        self, image: ImageLike, classes: Classes | None = None, max_side: int = MAX_SIDE
+    ) -> Segmentation:
+        """The best class of each pixel; ids are upsampled nearest.
 
         Raises:
-            InputError: a phrase that cannot be embedded.
+            InputError: an image or classes that cannot be read, a prompt that cannot be embedded,
+                words for SwiftNet, which has its own classes only.
         """
-        text = embed_classes(class_prompts(dict(phrases)), self.source).to(self.device)
-        tensor = torch.from_numpy(shrink(image)).permute(2, 0, 1)[None].to(self.device)
-        with autocast(self.device):
-            return self.model(tensor, text)[0].float().cpu().numpy()
+        names, text = self._text(classes)
+        if len(names) == 1:
+            warnings.warn(f"every pixel is {names[0]!r}: give more than one class", stacklevel=3)
+        rgb = read_rgb(image)
+        with autocast(self._device):
+            ids = self.model.segment(self._input(rgb, max_side), *text)[0].cpu().numpy()
+        resized = Image.fromarray(ids).resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
+        return Segmentation(rgb, np.array(resized), names)
 
-    def similarity(self, phrases: Sequence[str]) -> np.ndarray:
-        """Cosines (n, 11) of phrases with the run's own classes, by their text embeddings."""
-        classes = embed_classes(self.classes, self.source)
-        return (self.source.encode(phrases) @ classes.T).numpy()
+    @torch.inference_mode()
+    def cosines(
+        self, image: ImageLike, classes: Classes | None = None, max_side: int = MAX_SIDE
+    ) -> np.ndarray:
+        """(K, H, W) float32 cosine similarities in [-1, 1], upsampled bilinearly.
+
+        Raises:
+            InputError: as `segment`, and any use of SwiftNet.
+        """
+        self._need_language()
+        _, text = self._text(classes)
+        rgb = read_rgb(image)
+        with autocast(self._device):
+            cosines = self.model(self._input(rgb, max_side), *text).float()
+        return F.interpolate(cosines, rgb.shape[:2], mode="bilinear")[0].cpu().numpy()
+
+    def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
+        """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
+        self._need_language()
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return (self._text_encoder.encode(prompts).cpu() @ self.model.text.cpu().T).numpy()
+
+    def _text(self, classes: Classes | None) -> tuple[list[str], tuple[Tensor, ...]]:
+        """Names, and the model's argument after the images: a text matrix, or none for its own."""
+        if classes is None:
+            return self.classes, ()
+        prompts = parse_classes(classes) if isinstance(classes, str) else class_prompts(classes)
+        if len(prompts) > 255:
+            raise InputError(f"{len(prompts)} classes: ids are uint8, give at most 255")
+        names = list(prompts)
+        if self._text_encoder is None and names == self.classes:
+            return names, ()
+        self._need_language()
+        key = tuple(map(tuple, prompts.values()))
+        if key not in self._embedded:
+            self._embedded[key] = embed_classes(prompts, self._text_encoder).to(self._device)
+        return names, (self._embedded[key],)
+
+    def _need_language(self) -> None:
+        if self._text_encoder is None:
+            raise InputError(
+                f"{self.experiment.name} segments its own 11 classes only: choose a run of "
+                "bilinear-*, adapter-*, frozen-* or full-* for other words"
+            )
+
+    def _input(self, rgb: np.ndarray, max_side: int) -> Tensor:
+        """(1, 3, h, w) uint8 on the device; each side at least 32 pixels."""
+        scale = min(1.0, max_side / max(rgb.shape))
+        size = [max(MIN_SIDE, round(side * scale)) for side in rgb.shape[1::-1]]
+        resized = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
+        return torch.from_numpy(resized).permute(2, 0, 1)[None].to(self._device)
 
 
-def shrink(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 with a longer side of at most 512 pixels, a shorter of at least 32."""
-    height, width = image.shape[:2]
-    scale = min(1.0, MAX_SIDE / max(height, width))
-    size = max(32, round(width * scale)), max(32, round(height * scale))
-    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-
-
-# Larger pictures are segmented at this size and the result is brought back: the networks learned
-# from frames of about 480x360, and memory grows with the area.
-SEGMENT_MAX_SIDE = 1024
-
-
-def segment_files(
-    images: Sequence[str | Path],
-    classes: Mapping[str, Sequence[str]],
-    run: str | Path,
-    out: str | Path,
-    device: str = "auto",
-    checkpoint: str = "last",
-) -> list[Path]:
-    """Write, for each picture NAME, `NAME.png` (ids) and `NAME_overlay.png` (with a legend).
+def read_rgb(image: ImageLike) -> np.ndarray:
+    """Any image as (H, W, 3) uint8, RGB: EXIF orientation applied, transparency put on white.
 
     Args:
-        images: picture files; ids are given at the picture's own size.
-        classes: {class: [phrase, ...]}; id k is the k-th class.
-        run: folder of a finished run of a language model.
-        out: folder for the results, made if missing.
-        checkpoint: which of the run's, `last` or `best`, see `runs.load_run`.
-
-    Returns:
-        The files written.
+        image: a path, a PIL image of any mode, or an array (H, W) or (H, W, 1, 3 or 4), integers in
+            0..255 or floats in 0..1.
 
     Raises:
-        InputError: a picture that cannot be read or would be overwritten, two of one name, more
-            than 255 classes, or whatever `load_run` refuses. Pictures are all checked before the
-            first is segmented.
+        InputError: a file that cannot be read, another shape, values out of range.
     """
-    if len(classes) > 255:
-        raise InputError(f"{len(classes)} classes: an id map holds at most 255")
-    stems: dict[str, Path] = {}
-    for path in map(Path, images):
-        if path.stem in stems:
-            raise InputError(f"{path} and {stems[path.stem]} would both be written as {path.stem}")
-        stems[path.stem] = path
-        read_image(path, upright=True)
-    out = Path(out)
-    names = [(f"{stem}.png", f"{stem}_overlay.png") for stem in stems]
-    targets = [(out / name).resolve() for pair in names for name in pair]
-    for path in stems.values():
-        if path.resolve() in targets:
-            raise InputError(f"{path} would be overwritten by a result: choose another --out")
-    if len(set(targets)) < len(targets):
-        raise InputError("a result and an overlay would have one name: rename one of the pictures")
-    where = pick_device(device)
-    model, experiment, text_encoder = load_run(run, checkpoint)
-    if text_encoder is None:
-        raise InputError(f"{run} is a run of swiftnet, which knows its 11 classes only")
-    model.text = embed_classes(classes, text_encoder)
-    model = to_device(model, where)
-    out.mkdir(parents=True, exist_ok=True)
-    colours = palette(len(classes))
-    written = []
-    for path, (plain, coloured) in zip(stems.values(), names, strict=True):
-        image = read_image(path, upright=True)
-        ids = segment_image(model, image)
-        figure = overlay(image, ids, list(classes), colours)
-        for picture, name in ((_png(ids), plain), (to_png(figure), coloured)):
-            temporary = out / f"{name}.part"
-            temporary.write_bytes(picture)
-            temporary.replace(out / name)
-            written.append(out / name)
-    return written
+    if isinstance(image, str | Path):
+        try:
+            with Image.open(image) as file:
+                return read_rgb(file)
+        except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{image}: not a readable image ({reason})") from error
+    # Pillow would clip 16 and 32-bit integers and floats (modes I, I;16, F).
+    if not isinstance(image, Image.Image) or image.mode[0] in "IF":
+        image = _from_array(np.asarray(image))
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
 
 
-def segment_image(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 picture -> (H, W) uint8 ids, by a model in evaluation mode."""
-    height, width = image.shape[:2]
-    scale = min(1.0, SEGMENT_MAX_SIDE / max(height, width))
-    # The encoders need 32 pixels a side for their coarsest map to have a cell.
-    size = max(32, round(width * scale)), max(32, round(height * scale))
-    resized = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    tensor = torch.from_numpy(resized).permute(2, 0, 1)[None]
-    ids = predict(model, tensor.to(next(model.parameters()).device))[0].cpu().numpy()
-    return np.array(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST))
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
+    if channels not in (1, 3, 4) or not array.size:
+        raise InputError(f"array of shape {array.shape}: an image is (H, W) or (H, W, 1, 3 or 4)")
+    top = {"u": 255, "i": 255, "f": 1}.get(array.dtype.kind)
+    if top is None:
+        raise InputError(f"array of {array.dtype}: give integers in 0..255 or floats in 0..1")
+    low, high = array.min(), array.max()
+    if not 0 <= low <= high <= top:  # also refuses NaN
+        raise InputError(f"{array.dtype} values {low:g} to {high:g}: scale the image to 0..{top}")
+    pixels = ((array * 255).round() if top == 1 else array).astype(np.uint8)
+    return Image.fromarray(pixels.reshape(array.shape[:2]) if channels == 1 else pixels)
 
 
-def _png(ids: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(ids).save(buffer, "PNG")
-    return buffer.getvalue()
+def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """A colour (RGB, 0..255) for each class: CamVid's for its classes, distinct ones for others.
+
+    Example:
+        >>> class_colours(["sky", "lorry"])
+        [(128, 128, 128), (230, 69, 69)]
+    """
+    camvid = dict(zip((*CLASSES, "void"), PALETTE, strict=True))
+    # Steps of the golden ratio spread any number of hues; three brightnesses take turns.
+    hues = (colorsys.hsv_to_rgb(k * 0.618 % 1, 0.7, 0.9 - k % 3 * 0.15) for k in count())
+    others = (tuple(round(255 * part) for part in hue) for hue in hues)
+    return [camvid[name] if name in camvid else next(others) for name in names]

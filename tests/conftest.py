@@ -114,3 +114,16 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
 def tiny_dataset(make_dataset: Callable[..., Path]) -> Path:
     """A new data set of 6 train, 2 val and 3 test frames of 96x128."""
     return make_dataset()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a data set `data` and finished smoke runs `frozen-names` and `swiftnet`."""
+    from camvid_lang.experiments import configure
+    from camvid_lang.run import run
+
+    root = tmp_path_factory.mktemp("finished")
+    data = write_dataset(root / "data")
+    for name in ("frozen-names", "swiftnet"):
+        run(configure(name, "smoke"), data, root / name, device="cpu")
+    return root

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,270 +12,197 @@ import pytest
 from conftest import write_dataset
 from PIL import Image
 
+from camvid_lang import cli
 from camvid_lang.cli import main
 from camvid_lang.data.classes import CLASSES
-from camvid_lang.errors import InputError
-from camvid_lang.experiments import EXPERIMENTS, configure
-from camvid_lang.run import run
-
-RESULT_KEYS = {
-    "experiment",
-    "accuracy",
-    "mean_accuracy",
-    "miou",
-    "miou_train",
-    "iou",
-    "thesis",
-    "settings",
-    "data",
-    "encoder",
-    "versions",
-    "seconds",
-}
+from camvid_lang.experiments import EXPERIMENTS, Experiment
 
 
 def smoke(name, data, out, *more):
     return main(["run", name, "--data", str(data), "--out", str(out), "--profile", "smoke", *more])
 
 
-def one_line_error(capsys):
-    error = capsys.readouterr().err.strip().splitlines()
-    told = [line for line in error if line.startswith("error: ")]
-    assert len(told) == 1
-    assert not any("Traceback" in line for line in error)
-    return told[0]
+@pytest.fixture
+def error_of(capsys):
+    """`error_of(code, *arguments)`: the one error line of a command that ends with exit code 1."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert not any("Traceback" in line for line in lines)
+        (error,) = [line for line in lines if line.startswith("error: ")]
+        return error
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A data set and a finished smoke run of frozen-names on it."""
-    root = tmp_path_factory.mktemp("finished")
-    write_dataset(root / "data")
-    assert smoke("frozen-names", root / "data", root / "run") == 0
-    return root
+@pytest.fixture
+def frame(finished):
+    return next((finished / "data" / "test").iterdir())
 
 
-def test_a_run_leaves_results_and_a_page(finished):
-    results = json.loads((finished / "run" / "results.json").read_text())
-    assert set(results) >= RESULT_KEYS
+# run
+
+
+def test_a_run_writes_results_and_a_page_and_is_read_back(finished, tmp_path, capsys):
+    assert smoke("frozen-names", finished / "data", tmp_path) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["iou"]) == set(CLASSES)
-    assert results["thesis"]["miou"] == 63.16
     assert results["data"]["train_frames"] == 8
-    assert results["encoder"]["name"] == "camvid-tiny"
-    page = (finished / "run" / "report.html").read_text()
-    assert "frozen" in page
-    assert not list((finished / "run").glob("*.part"))
-
-
-def test_a_finished_run_is_read_back(finished, capsys):
-    before = (finished / "run" / "results.json").stat().st_mtime_ns
-    assert smoke("frozen-names", finished / "data", finished / "run") == 0
+    assert results["command"].startswith("python -m camvid_lang run frozen-names --data")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"frozen-names: mIoU {results['miou']:.2f} %; {tmp_path / 'report.html'}"
+    assert "frozen" in (tmp_path / "report.html").read_text()
+    assert not list(tmp_path.glob("*.part"))
+    before = (tmp_path / "results.json").stat().st_mtime_ns
+    assert smoke("frozen-names", finished / "data", tmp_path) == 0
     assert "finished before" in capsys.readouterr().out
-    assert (finished / "run" / "results.json").stat().st_mtime_ns == before
+    assert (tmp_path / "results.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"frozen-names"}))
+@pytest.mark.parametrize(
+    ("name", "complete", "split", "published"),
+    [
+        ("CamVid", True, "test", True),
+        ("CamVid", False, "test", False),
+        ("CamVid", True, "val", False),
+        ("streets", True, "test", False),
+    ],
+)
+def test_the_thesis_is_quoted_for_all_of_camvid_test_only(
+    name, complete, split, published, monkeypatch, capsys
+):
+    import camvid_lang.report.html
+    import camvid_lang.segmenter
+
+    results = {"miou": 61.234, "data": {"name": name, "complete": complete}}
+    monkeypatch.setattr(sys.modules["camvid_lang.run"], "run", lambda *a, **k: results)
+    monkeypatch.setattr(camvid_lang.report.html, "report_runs", lambda *a, **k: "page.html")
+    assert smoke("frozen-names", "data", "out", "--set", f"test_split={split}") == 0
+    quoted = " (thesis: 63.16 %)" if published else ""
+    assert capsys.readouterr().out == f"frozen-names: mIoU 61.23 %{quoted}; page.html\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"frozen-names", "swiftnet"}))
 def test_every_experiment_runs_on_the_smoke_profile(name, finished, tmp_path):
     assert smoke(name, finished / "data", tmp_path / name) == 0
     assert json.loads((tmp_path / name / "results.json").read_text())["experiment"] == name
 
 
-def test_a_run_of_another_experiment_is_refused_and_nothing_lost(finished, capsys):
-
+def test_another_run_in_the_folder_is_refused_and_nothing_lost(finished, error_of, tmp_path):
     def content():
-        return {path: path.read_bytes() for path in (finished / "run").rglob("*") if path.is_file()}
+        paths = (finished / "frozen-names").rglob("*")
+        return {path: path.read_bytes() for path in paths if path.is_file()}
 
     before = content()
-    assert any("checkpoints" in path.parts for path in before)
-    assert smoke("adapter-names", finished / "data", finished / "run") == 1
-    assert "is of experiment 'frozen-names'" in one_line_error(capsys)
-    assert smoke("frozen-names", finished / "data", finished / "run", "--set", "lr=0.1") == 1
-    assert "lr was 0.0004, now 0.1" in one_line_error(capsys)
+    other = write_dataset(tmp_path / "other", train=7)
+    end = ("--out", finished / "frozen-names", "--profile", "smoke")
+    for name, data, more, message in (
+        ("adapter-names", finished / "data", (), "frozen-names"),
+        ("frozen-names", finished / "data", ("--set", "lr=0.1"), "lr"),
+        ("frozen-names", other, (), "data"),
+    ):
+        assert message in error_of("run", name, "--data", data, *end, *more)
     assert content() == before
 
 
-def test_a_finished_run_of_other_phrases_is_not_read_back(finished, tmp_path, capsys):
-    words = tmp_path / "words.json"
-    words.write_text(json.dumps({name: name for name in CLASSES}))
-    chosen = ("bilinear-names", finished / "data", tmp_path / "run", "--set", f"text_set={words}")
-    assert smoke(*chosen) == 0
-    assert smoke(*chosen) == 0
-    words.write_text(json.dumps({name: f"{name} at night" for name in CLASSES}))
-    assert smoke(*chosen) == 1
-    assert "words.json" in one_line_error(capsys)
-    words.unlink()  # of no use to a run that is finished
-    assert smoke(*chosen) == 0
-
-
-def test_a_finished_run_is_not_shown_for_other_data(finished, tmp_path, capsys):
-    other = write_dataset(tmp_path / "data", train=7)
-    assert smoke("frozen-names", other, finished / "run") == 1
-    assert "was measured on other data" in one_line_error(capsys)
-
-
-def test_a_notebook_reads_a_finished_run_of_other_settings_back(finished, capsys):
-    entry = configure("frozen-names", "smoke", **{"batch_size": 2})
-    place = (finished / "data", finished / "run", "cpu")
-    with pytest.raises(InputError, match="batch_size was 4, now 2"):
-        run(entry, *place)
-    assert run(entry, *place, keep_finished=True)["settings"]["batch_size"] == 4
-    assert "(batch_size was 4, now 2); it is read back as it is" in capsys.readouterr().out
-
-
-def test_a_text_set_is_matched_to_the_labels_by_name_not_by_place(finished, tmp_path, capsys):
-    for file, names in (("given", CLASSES), ("sorted", sorted(CLASSES))):
-        (tmp_path / f"{file}.json").write_text(json.dumps({name: name for name in names}))
-        chosen = ("--set", f"text_set={tmp_path / file}.json")
-        assert smoke("bilinear-names", finished / "data", tmp_path / file, *chosen) == 0
-    given, by_letter = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("given", "sorted")
-    )
-    assert by_letter["iou"] == given["iou"]
-    assert list(by_letter["phrases"]) == list(CLASSES)
-    capsys.readouterr()
-    for wrong in ({"car": "car", "lorry": "lorry"}, ["car", "tree"]):
-        (tmp_path / "few.json").write_text(json.dumps(wrong))
-        chosen = ("--set", f"text_set={tmp_path / 'few.json'}")
-        assert smoke("adapter-names", finished / "data", tmp_path / "few", *chosen) == 1
-        told = one_line_error(capsys)
-        assert "few.json" in told
-        assert "lacks 'sky'" in told
-
-
-def test_segment_never_overwrites_a_picture(finished, tmp_path, capsys):
-    frame = next((finished / "data" / "test").iterdir())
-    for name in ("street.png", "a.png", "a_overlay.png"):
-        (tmp_path / name).write_bytes(frame.read_bytes())
-    arguments = ["--classes", "car, tree", "--run", str(finished / "run")]
-    assert main(["segment", str(tmp_path / "street.png"), *arguments, "--out", str(tmp_path)]) == 1
-    assert "would be overwritten" in one_line_error(capsys)
-    assert (tmp_path / "street.png").read_bytes() == frame.read_bytes()
-    two = [str(tmp_path / "a.png"), str(tmp_path / "a_overlay.png")]
-    assert main(["segment", *two, *arguments, "--out", str(tmp_path / "o")]) == 1
-    assert "one name" in one_line_error(capsys)
-    assert not (tmp_path / "o").exists()
-
-
-def test_segment_by_the_best_checkpoint(finished, tmp_path):
-    frame = next((finished / "data" / "test").iterdir())
-    arguments = ["--classes", "car, tree", "--run", str(finished / "run"), "--checkpoint", "best"]
-    assert main(["segment", str(frame), *arguments, "--out", str(tmp_path / "o")]) == 0
-    assert len(list((tmp_path / "o").iterdir())) == 2
-
-
-def test_segment_with_any_words(finished, tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    Image.fromarray(image).save(tmp_path / "street.png")
-    out = tmp_path / "out"
-    arguments = ["--classes", "car|lorry, tree, the open sky", "--run", str(finished / "run")]
-    assert main(["segment", str(tmp_path / "street.png"), *arguments, "--out", str(out)]) == 0
-    ids = np.array(Image.open(out / "street.png"))
-    assert ids.shape == (70, 90)
-    assert ids.max() < 3
-    assert Image.open(out / "street_overlay.png").size[0] > 200
-
-
 @pytest.mark.parametrize(
-    ("classes", "told"),
-    [("", "empty"), (" , ", "empty"), ("car, " + "road " * 90, "77 tokens"), ("car,car", "twice")],
-)
-def test_segment_refuses_bad_words(classes, told, finished, tmp_path, capsys):
-    frame = next((finished / "data" / "test").iterdir())
-    arguments = ["--classes", classes, "--run", str(finished / "run"), "--out", str(tmp_path / "o")]
-    assert main(["segment", str(frame), *arguments]) == 1
-    assert told in one_line_error(capsys)
-    assert not (tmp_path / "o").exists()
-
-
-def test_segment_refuses_what_is_no_picture_or_no_run(finished, tmp_path, capsys):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    words = ["--classes", "car", "--out", str(tmp_path / "o")]
-    assert main(["segment", str(tmp_path / "a.png"), *words, "--run", str(finished / "run")]) == 1
-    assert "a.png" in one_line_error(capsys)
-    frame = str(next((finished / "data" / "test").iterdir()))
-    assert main(["segment", frame, *words, "--run", str(tmp_path)]) == 1
-    assert "holds no run" in one_line_error(capsys)
-
-
-def remove_label(data):
-    next((data / "trainannot").glob("*.png")).unlink()
-
-
-def add_label(data):
-    shutil.copy(next((data / "testannot").glob("*.png")), data / "testannot" / "extra.png")
-
-
-def wrong_id(data):
-    path = next((data / "testannot").glob("*.png"))
-    label = np.array(Image.open(path))
-    label[0, 0] = 12
-    Image.fromarray(label).save(path)
-
-
-def other_size(data):
-    path = next((data / "train").glob("*.png"))
-    Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(path)
-
-
-def truncated(data):
-    path = next((data / "test").glob("*.png"))
-    path.write_bytes(path.read_bytes()[:100])
-
-
-def empty(data):
-    for path in (data / "val").iterdir():
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    "damage", [remove_label, add_label, wrong_id, other_size, truncated, empty]
-)
-def test_bad_data_is_one_line_and_exit_1(damage, tiny_dataset, tmp_path, capsys):
-    damage(tiny_dataset)
-    out = tmp_path / "run"
-    arguments = ["--set", "limit=0"]
-    assert smoke("adapter-names", tiny_dataset, out, *arguments) == 1
-    assert str(tiny_dataset) in one_line_error(capsys)
-    assert not (out / "results.json").exists()
-    assert main(["data", "verify", str(tiny_dataset)]) == 1
-    assert "problem" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["frozen-nmes"], "did you mean 'frozen-names'"),
-        (["frozen-names", "--set", "epoch=1"], "did you mean 'epochs'"),
-        (["frozen-names", "--set", "epochs"], "key=value"),
-        (["frozen-names", "--profile", "quick"], "unknown profile"),
+        (["frozen-nmes"], "'frozen-names'"),
+        (["frozen-names", "--set", "epoch=1"], "'epochs'"),
+        (["frozen-names", "--set", "epochs"], "--set epochs: write it as key=value"),
+        (["frozen-names", "--profile", "quick"], "profile"),
         (["frozen-names", "--weights", "absent.safetensors"], "absent.safetensors"),
         (["frozen-names", "--text-bank", "absent.npz"], "absent.npz"),
         (["frozen-names", "--device", "tpu9"], "tpu9"),
         (["frozen-names", "--device", "meta"], "meta"),
         (["frozen-names", "--set", "text_set=absent.json"], "absent.json"),
+        (["frozen-names", "--data", "absent"], "absent"),
     ],
 )
-def test_bad_arguments_of_a_run_are_one_line_and_exit_1(
-    arguments, told, finished, tmp_path, capsys
-):
+def test_bad_arguments_of_a_run_are_one_line(arguments, message, finished, tmp_path, error_of):
     name, *rest = arguments
-    assert smoke(name, finished / "data", tmp_path / "out", *rest) == 1
-    assert told in one_line_error(capsys)
+    common = ("--data", finished / "data", "--out", tmp_path / "out", "--profile", "smoke")
+    assert message in error_of("run", name, *common, *rest)
 
 
-def test_missing_weights_of_the_thesis_are_one_line(finished, tmp_path, capsys):
-    arguments = ["run", "frozen-names", "--data", str(finished / "data"), "--out", str(tmp_path)]
-    assert main(arguments) == 1
-    assert "laion_aesthetic_s13b_b82k_augreg" in one_line_error(capsys)
+def test_bad_data_is_one_line(tiny_dataset, tmp_path, error_of, capsys):
+    def first(folder):
+        return next((tiny_dataset / folder).glob("*.png"))
+
+    for damage in (
+        lambda: first("trainannot").unlink(),
+        lambda: first("test").write_bytes(first("test").read_bytes()[:100]),
+        lambda: shutil.rmtree(tiny_dataset / "val"),
+    ):
+        damage()
+        run = ("run", "adapter-names", "--data", tiny_dataset, "--out", tmp_path / "run")
+        assert str(tiny_dataset) in error_of(*run, "--profile", "smoke", "--set", "limit=0")
+        assert not (tmp_path / "run" / "results.json").exists()
+        assert str(tiny_dataset) in error_of("data", "verify", tiny_dataset)
 
 
-def test_data_verify_says_all_is_well(tiny_dataset, capsys):
-    assert main(["data", "verify", str(tiny_dataset)]) == 0
-    assert "6 train, 2 val, 3 test" in capsys.readouterr().out
+# segment
+
+
+def test_segment_any_words(finished, frame, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "street.jpg")
+    out = tmp_path / "out"
+    common = ("--run", finished / "frozen-names", "--out", out, "--checkpoint", "best")
+    words = ("--classes", "car|lorry, tree, the open sky")
+    arguments = ("segment", tmp_path / "street.jpg", finished / "data" / "val", *common, *words)
+    assert main([str(argument) for argument in arguments]) == 0
+    stems = ["street", *(path.stem for path in (finished / "data" / "val").iterdir())]
+    ids = np.array(Image.open(out / "street.png"))
+    assert ids.shape == (70, 90)
+    assert ids.max() < 3
+    overlay = Image.open(out / "street_overlay.png")
+    assert (overlay.mode, overlay.size) == ("RGB", (90, 70))
+    expected = {f"{stem}{end}.png" for stem in stems for end in ("", "_overlay")}
+    assert {path.name for path in out.iterdir()} == expected
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].endswith("the open sky")
+    assert len(lines) == 3 + len(stems)
+
+
+@pytest.mark.parametrize("run", ["frozen-names", "swiftnet"])
+def test_segment_into_the_runs_own_classes(run, finished, frame, tmp_path, capsys):
+    arguments = ["segment", frame, "--run", finished / run, "--out", tmp_path]
+    assert main(list(map(str, arguments))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:11]] == list(CLASSES)
+
+
+def test_segment_never_overwrites_an_image(finished, frame, tmp_path, error_of):
+    for name in ("street.png", "a.png", "a_overlay.png", "B.png", "b.jpg"):
+        (tmp_path / name).write_bytes(frame.read_bytes())
+    (tmp_path / "empty").mkdir()
+    end = ("--classes", "car, tree", "--run", finished / "frozen-names", "--out")
+    assert "overwritten" in error_of("segment", tmp_path / "street.png", *end, tmp_path)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "street.png").symlink_to(tmp_path / "street.png")
+    assert "overwritten" in error_of("segment", tmp_path / "street.png", *end, tmp_path / "link")
+    for pair in (("a.png", "a_overlay.png"), ("B.png", "b.jpg")):
+        images = [tmp_path / name for name in pair]
+        assert "would both write" in error_of("segment", *images, *end, tmp_path / "o")
+    assert "no image in" in error_of("segment", tmp_path / "empty", *end, tmp_path / "o")
+    assert (tmp_path / "street.png").read_bytes() == frame.read_bytes()
+    assert not (tmp_path / "o").exists()
+
+
+def test_segment_needs_a_run(frame, tmp_path, error_of):
+    assert str(tmp_path) in error_of("segment", frame, "--run", tmp_path, "--out", tmp_path / "o")
+
+
+# The other commands
 
 
 def test_list_names_every_experiment(capsys):
-    assert main(["list"]) == 0
+    assert main(["list", "--profile", "cpu"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in EXPERIMENTS)
     assert main(["list", "--json"]) == 0
@@ -283,32 +211,114 @@ def test_list_names_every_experiment(capsys):
     assert rows[0]["thesis"]["miou"] == 21.19
 
 
-def test_report_of_finished_runs(finished, tmp_path, capsys):
-    page = tmp_path / "page.html"
-    assert main(["report", str(finished / "run"), "--out", str(page)]) == 0
+def test_report_of_finished_runs(finished, tmp_path, capsys, error_of):
+    page, file = tmp_path / "page.html", tmp_path / "runs.json"
+    runs = [str(finished / name) for name in ("frozen-names", "swiftnet")]
+    assert main(["report", *runs, "--out", str(page), "--json", str(file)]) == 0
+    assert capsys.readouterr().out.strip() == str(page)
     assert "63.16" in page.read_text()
-    assert main(["report", str(tmp_path / "absent")]) == 1
-    assert "absent" in one_line_error(capsys)
+    assert set(json.loads(file.read_text())) == {"frozen-names", "swiftnet"}
+    assert "absent" in error_of("report", tmp_path / "absent")
 
 
-def test_wrong_usage_is_exit_2_and_help_0():
-    with pytest.raises(SystemExit) as caught:
-        main(["run", "frozen-names"])
-    assert caught.value.code == 2
-    for command in ([], ["demo"], ["run"], ["report"], ["score"], ["segment"], ["data", "verify"]):
+def test_score_of_a_folder(finished, tmp_path, capsys, error_of):
+    labels = finished / "data" / "testannot"
+    assert main(["score", str(labels), str(labels)]) == 0
+    assert capsys.readouterr().out.count("100.00 %") == 14
+    assert main(["score", str(labels), str(labels), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["miou"] == 100
+    assert "absent" in error_of("score", tmp_path / "absent", labels)
+
+
+def test_data_verify_and_download(tiny_dataset, tmp_path, capsys, error_of):
+    assert main(["data", "verify", str(tiny_dataset)]) == 0
+    assert "6 train, 2 val, 3 test" in capsys.readouterr().out
+    assert "absent" in error_of("data", "download", tmp_path / "x", "--from", tmp_path / "absent")
+
+
+@pytest.mark.camvid
+@pytest.mark.slow
+def test_data_download_from_a_folder(camvid, tmp_path, capsys):
+    assert main(["data", "download", str(tmp_path / "camvid"), "--from", str(camvid)]) == 0
+    assert "367 train, 101 val, 233 test" in capsys.readouterr().out
+
+
+# Any command
+
+
+def test_help_version_and_wrong_usage(capsys):
+    def exit_code(*arguments):
         with pytest.raises(SystemExit) as caught:
-            main([*command, "--help"])
-        assert caught.value.code == 0
+            main(arguments)
+        return caught.value.code
+
+    for name in ("", "data", *cli.COMMANDS):
+        assert exit_code(*name.split(), "--help") == 0
+    capsys.readouterr()
+    assert exit_code("run", "--help") == 0
+    settings = capsys.readouterr().out
+    for key, field in Experiment.__dataclass_fields__.items():
+        assert (f" {key}={field.default} " in settings.replace("\n", " \n")) == (
+            key not in ("name", "model", "profile")
+        )
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out.startswith("camvid-lang 0.")
+    for wrong in ([], ["run", "frozen-names"], ["bench"], ["segment", "x.png", "--run", "r"]):
+        assert exit_code(*wrong) == 2
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "message"),
+    [
+        (lambda _: fail(KeyboardInterrupt()), 130, "interrupted\n"),
+        (lambda _: fail(FileNotFoundError(2, "No such file", "x")), 1, "error: x: No such file\n"),
+        (lambda _: fail(OSError("disk full")), 1, "error: disk full\n"),
+        (
+            lambda _: fail(MemoryError()),
+            1,
+            "error: out of memory: give smaller images or batches\n",
+        ),
+    ],
+)
+def test_exit_codes(action, code, message, monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "list", (action, []))
+    action.__doc__ = "A command."
+    assert main(["list"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_sigterm_unwinds_with_143(monkeypatch):
+    def action(_):
+        """A command."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setitem(cli.COMMANDS, "list", (action, []))
+    with pytest.raises(SystemExit) as caught:
+        main(["list"])
+    assert caught.value.code == 143
 
 
 def test_the_module_is_the_command():
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    done = subprocess.run(
-        [sys.executable, "-m", "camvid_lang", "list", "--json"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)) == len(EXPERIMENTS)
+    def run(*arguments, **environment):
+        return subprocess.Popen(
+            [sys.executable, "-m", "camvid_lang", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+
+    out, error = run("list", "--json", PYTHONWARNINGS="error").communicate()
+    assert len(json.loads(out)) == len(EXPERIMENTS), error
+    # A terminal that lacks the letters of a path.
+    process = run("report", "fehlt-ä-路", PYTHONIOENCODING="ascii")
+    assert rb"fehlt-\xe4-\u8def" in process.communicate()[1]
+    assert process.returncode == 1
+    # A reader that closes the pipe at once, as `head -0`.
+    process = run("list", "--json")
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
