@@ -46,7 +46,7 @@ def generate(source: Path) -> str:
         "# {{setup}}": (HERE / "setup_cell.py").read_text(encoding="utf-8").rstrip(),
         "{{badge}}": f"[![Open in Colab]({image})]({target})",
         "{{repository}}": address,
-        "{{dependencies}}": " ".join(dependencies),
+        "{{dependencies}}": '", "'.join(dependencies),
     }
     cells = []
     for number, cell in enumerate(jupytext.reads(source.read_text("utf-8"), "py:percent").cells):

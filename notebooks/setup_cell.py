@@ -12,13 +12,14 @@ if importlib.util.find_spec("camvid_lang") is None:
     # 1. The package is in this folder, in the one above, or is cloned (once).
     clone = Path.cwd() / "camvid-lang"
     folders = [Path.cwd(), Path.cwd().parent, clone]
-    if not any((folder / "camvid_lang").is_dir() for folder in folders):
+    root = next((folder for folder in folders if (folder / "camvid_lang").is_dir()), None)
+    if root is None:
         command = ["git", "clone", "-q", "--depth", "1", REPOSITORY, str(clone)]
         if subprocess.run(command, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}).returncode:
             raise SystemExit(f"cannot clone {REPOSITORY}: check the address and the network")
-    sys.path[:0] = [str(folder) for folder in folders if (folder / "camvid_lang").is_dir()]
     # 2. pip installs what is missing; torch and numpy stay as they are, they may be in use.
     present = [name for name in ("torch", "numpy") if importlib.util.find_spec(name)]
     pinned = [f"{name}=={version(name)}" for name in present]
-    needed = "{{dependencies}}".split()
+    needed = ["{{dependencies}}"]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *pinned, *needed], check=True)
+    sys.path.insert(0, str(root or clone))
