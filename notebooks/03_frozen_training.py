@@ -23,8 +23,8 @@ RESUME = True  # @param {type: "boolean"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
-# [Notebook 1](01_data.ipynb) explains the choices. If a batch does not fit into the GPU's memory, the
-# error names a batch size that does: write it into `SETTINGS`, as in `batch_size=4`.
+# [Notebook 1](01_data.ipynb) explains the choices. If a batch does not fit into the GPU's memory,
+# choose a smaller one in `SETTINGS`, as in `batch_size=4`.
 
 # %%
 from camvid_lang.notebook import start
