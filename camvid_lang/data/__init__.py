@@ -1,0 +1,1 @@
+"""CamVid and other frames with labels: classes, files, crops, download."""
