@@ -91,7 +91,7 @@ for title, head in heads.items():
         num_threads=torch.get_num_threads(),
     )
     print(f"{title:20} {1000 * timer.timeit(3).mean:7.1f} ms")
-direct, exact = (head(features, text, (224, 224)) for head in heads.values())
+direct, exact = (head(features, text, (224, 224)).detach() for head in heads.values())
 print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 
 # %% [markdown]
