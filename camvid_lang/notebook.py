@@ -105,8 +105,6 @@ class Session:
     def run(self, name: str) -> dict:
         """Train and score an experiment, resume it, or read its results if it is finished.
 
-        Loss and mIoU are drawn during training.
-
         Returns:
             The contents of its `results.json`; scores in percent.
         """
@@ -259,18 +257,14 @@ def _prepare_data(data: str, profile: str, work: Path) -> Path:
 
 
 def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Figure]:
-    """Segment an image by classes in words.
+    """Segment an image by any classes.
 
     Args:
         image: (H, W, 3) uint8; reduced to a longer side of `MAX_SIDE` pixels.
-        text: the classes, see `camvid_lang.models.text.parse_classes`.
+        text: the classes, see `models.text.parse_classes` (which raises InputError).
 
     Returns:
-        The segmentation with its legend, and one heat map per class of its probability among the
-        classes (of its cosine where it is the only one).
-
-    Raises:
-        InputError: classes that cannot be parsed or embedded.
+        The segmentation with its legend, and a heat map of each class's probability among them.
     """
     classes = parse_classes(text)
     small = Image.fromarray(image)
@@ -285,12 +279,7 @@ def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Fig
 def panel(
     segmenter: Segmenter, images: Mapping[str, np.ndarray], text: str = EXAMPLE
 ) -> ipywidgets.VBox:
-    """A widget to choose or upload an image and to segment it by any classes.
-
-    Args:
-        images: {name: (H, W, 3) uint8} to choose from, at least one.
-        text: the classes to begin with.
-    """
+    """A widget to choose one of `images`, or upload one, and to segment it by any classes."""
     choice = ipywidgets.Dropdown(options=list(images), description="image")
     upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="or upload")
     classes = ipywidgets.Textarea(value=text, description="classes", layout={"width": "640px"})
@@ -321,8 +310,8 @@ def panel(
     choice.observe(use, names="value")
     upload.observe(use, names="value")
     segment()
-    top = ipywidgets.HBox([choice, upload])
-    return ipywidgets.VBox([top, classes, button, message, *outputs])
+    choices = ipywidgets.HBox([choice, upload])
+    return ipywidgets.VBox([choices, classes, button, message, *outputs])
 
 
 def _read_upload(value: Mapping | Sequence) -> np.ndarray:
