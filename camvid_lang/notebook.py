@@ -23,7 +23,7 @@ from camvid_lang.data.download import fetch
 from camvid_lang.demo import demo_settings
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import Experiment, configure
+from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models.text import parse_classes
 from camvid_lang.report.figures import curves, heat_maps, overlay, palette, to_png
 from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_compact_markdown
@@ -39,7 +39,6 @@ __all__ = ["Session", "ask", "panel", "similar", "start"]
 
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 MAX_SIDE = 512  # pixels of the panel's images: a second or two on two cores
-EXAMPLE = "road, vehicle, tree, building, sky, person"
 # The notebook that runs an experiment, by the beginning of the experiment's name.
 NOTEBOOKS = {"bilinear": "02", "adapter": "02", "frozen": "03", "full": "04", "swiftnet": "04"}
 
@@ -64,7 +63,7 @@ def start(
         settings: replaces settings of what is trained, as in `"epochs=10, batch_size=4"`.
 
     Raises:
-        InputError: an unknown profile or setting, or data that cannot be read or downloaded.
+        InputError: an unknown profile or setting, or data that cannot be had.
     """
     _one_line_errors()
     if profile == "auto":
@@ -78,10 +77,9 @@ def start(
     label = f"{folder.name.removesuffix('-smoke')}-{profile}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"profile {profile} on {device}; data {folder}; runs {work / 'runs' / label}")
-    print(f"mirrored to {mirror / label}" if mirror else "not mirrored to Google Drive")
-    return Session(
-        profile, folder, work / "runs" / label, mirror and mirror / label, resume, chosen
-    )
+    drive_runs = mirror / label if mirror else None
+    print(f"mirrored to {drive_runs}" if mirror else "not mirrored to Google Drive")
+    return Session(profile, folder, work / "runs" / label, drive_runs, resume, chosen)
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,7 @@ class Session:
             command=f"notebook, profile {self.profile}",
             keep_finished=True,
         )
-        if live.drawn:
-            live.update(results["history"], now=True)
+        live.update(results["history"], now=True)
         return results
 
     def finished(self) -> dict[str, dict]:
@@ -136,7 +133,7 @@ class Session:
             InputError: there is none.
         """
         found = {}
-        for name in (*THESIS_ROWS, "full-names"):
+        for name in EXPERIMENTS:
             files = [root / name / "results.json" for root in (self.runs, self.drive) if root]
             if file := next(filter(Path.is_file, files), None):
                 found[name] = read_results(file)
@@ -145,7 +142,7 @@ class Session:
         return found
 
     def missing(self) -> str:
-        """The thesis's experiments that are not finished, each with the notebook that runs it."""
+        """The thesis's experiments that are not finished, and the notebooks that run them."""
         absent = [name for name in THESIS_ROWS if name not in self.finished()]
         return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
 
@@ -197,15 +194,15 @@ class LiveCurves:
     """Loss and mIoU of a run, redrawn in place at most every `seconds` while it trains."""
 
     def __init__(self, name: str, seconds: float = 10.0):
-        self.name, self.seconds, self.drawn = name, seconds, False
-        self._last = -np.inf
+        self.name, self.seconds, self._last = name, seconds, -np.inf
         self._handle = display(HTML(""), display_id=True)  # None outside a notebook
 
     def update(self, history: list[dict], now: bool = False) -> None:
         """Draw the history so far: the callback after each epoch."""
-        if self._handle and (now or time.monotonic() - self._last >= self.seconds):
+        due = now or time.monotonic() - self._last >= self.seconds
+        if self._handle and history and due:
             self._handle.update(curves({self.name: history}, f"{self.name} during training"))
-            self.drawn, self._last = True, time.monotonic()
+            self._last = time.monotonic()
 
 
 def _one_line_errors() -> None:
@@ -235,10 +232,9 @@ def _mount_drive() -> Path | None:
 
 def _prepare_data(data: str, profile: str, work: Path) -> Path:
     """The folder of the data set on the local disk."""
-    if data == "scenes" and profile == "smoke":
-        return write_scenes(work / "data" / "scenes-smoke", **SMOKE_SCENES)
     if data == "scenes":
-        return write_scenes(work / "data" / "scenes")
+        small = SMOKE_SCENES if profile == "smoke" else {}
+        return write_scenes(work / "data" / ("scenes-smoke" if small else "scenes"), **small)
     if data == "camvid":
         fetch(work / "data" / "camvid")
         return work / "data" / "camvid"
@@ -277,7 +273,9 @@ def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Fig
 
 
 def panel(
-    segmenter: Segmenter, images: Mapping[str, np.ndarray], text: str = EXAMPLE
+    segmenter: Segmenter,
+    images: Mapping[str, np.ndarray],
+    text: str = "road, vehicle, tree, building, sky, person",
 ) -> ipywidgets.VBox:
     """A widget to choose one of `images`, or upload one, and to segment it by any classes."""
     choice = ipywidgets.Dropdown(options=list(images), description="image")
@@ -310,8 +308,7 @@ def panel(
     choice.observe(use, names="value")
     upload.observe(use, names="value")
     segment()
-    choices = ipywidgets.HBox([choice, upload])
-    return ipywidgets.VBox([choices, classes, button, message, *outputs])
+    return ipywidgets.VBox([ipywidgets.HBox([choice, upload]), classes, button, message, *outputs])
 
 
 def _read_upload(value: Mapping | Sequence) -> np.ndarray:
