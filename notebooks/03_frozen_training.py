@@ -1,13 +1,15 @@
 # %% [markdown]
-# # 3. The language segmenter, CLIP frozen
+# # 3. The language model, trained with a frozen CLIP
 #
 # {{badge}}
 #
-# The thesis's model: CLIP's ConvNeXt as it is, a SwiftNet-style upsampler that learns, and the
-# cosine of every pixel with the words. On a T4 expect some hours for each of the two runs at the
-# thesis's 240 epochs (an estimate; nobody has timed it on Colab yet): turn on `DRIVE`, and when Colab
-# hangs up, press *Run all* again tomorrow. The thesis got 63.16 % mIoU with names and 62.99 % with
-# descriptions (table 7.3, CamVid test).
+# The model of the thesis: CLIP's ConvNeXt, frozen; a SwiftNet-style upsampler, which is trained; and
+# the cosine similarity of every pixel with the text embeddings. You will see how the cosine is
+# computed without a large feature map, two training runs with their curves, and table 7.3 next to
+# your scores. The thesis reports 63.16 % mIoU with names and 62.99 % with descriptions (CamVid test).
+# On a T4 expect some hours for each run at 240 epochs (an estimate, not yet timed): turn on `DRIVE`,
+# and if Colab disconnects, press *Run all* again. Without a GPU, the profile `cpu` trains a smaller
+# model.
 
 # %%
 # {{setup}}
@@ -21,8 +23,8 @@ RESUME = True  # @param {type: "boolean"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
-# `SETTINGS` replaces single settings, as in `epochs=60, batch_size=16`. Should a batch not fit the
-# GPU's memory, the run stops and names the largest that does: write that number here.
+# [Notebook 1](01_data.ipynb) explains the choices. If a batch does not fit into the GPU's memory,
+# choose a smaller one in `SETTINGS`, as in `batch_size=4`.
 
 # %%
 from camvid_lang.notebook import start
@@ -32,17 +34,18 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # %% [markdown]
 # ## The model (figure 5.1)
 #
-# The encoder gives four maps, at a quarter, an eighth, a sixteenth and a thirty-second of the
-# picture's size. The coarsest knows most and sees least sharply. The upsampler
+# The encoder has four feature maps, with strides 4, 8, 16 and 32. The coarsest has the most semantic
+# information and the least resolution. The upsampler
 #
-# 1. adds context from the whole picture: **spatial pyramid pooling** averages the coarsest map over
-#    grids of 6, 3, 2 and 1 rows and puts the results beside it;
-# 2. climbs a **ladder**: enlarge, add the encoder's map of that size (brought to the same number of
-#    channels by a 1x1 convolution), blend with a 3x3 convolution; three times;
-# 3. leaves a vector of 640 numbers for every 4x4 pixels, in the space of the text vectors.
+# 1. adds context from the whole image: **spatial pyramid pooling** averages the coarsest map over
+#    grids of 6, 3, 2 and 1 rows and concatenates the results with the map;
+# 2. repeats three times: **upsample** by 2, add the encoder's map of that size (projected to the same
+#    number of channels by a 1x1 convolution), blend with a 3x3 convolution;
+# 3. ends in a map of stride 4 whose vectors, 640 numbers each, lie in the space of the text
+#    embeddings.
 #
-# The drawing shows the thesis's sizes. The profiles `cpu` and `smoke` take a much smaller encoder,
-# with text vectors of 64 numbers, and a ladder to match.
+# The drawing shows the thesis's sizes. The profiles `cpu` and `smoke` use a much smaller encoder
+# with text embeddings of 64 numbers, and an upsampler to match.
 
 # %%
 from camvid_lang.report.figures import architecture
@@ -50,64 +53,60 @@ from camvid_lang.report.figures import architecture
 architecture()
 
 # %% [markdown]
-# ## The cosine without the large map
+# ## The cosine similarity without the large map
 #
-# The thesis now enlarges the 640-channel map by 4, normalises every pixel and multiplies by the
-# texts: 128 MB for one 224x224 crop, several times over in training, which is why it could train
-# with only 6 crops at once. The same numbers can be had from the small map. Write $U$ for the
-# bilinear enlargement. It is linear, so the numerator of the cosine is
+# The thesis upsamples the 640-channel map by 4, normalises every pixel and multiplies by the text
+# embeddings. For one 224x224 crop this map takes 128 MB, several times over in training; this is why
+# only 6 crops fitted into memory at once. The same values can be computed from the small map $f$.
+# Let $U$ be bilinear upsampling. It is linear, so the numerator of the cosine is
 #
 # $$ U(f) \cdot t_k = U(f \cdot t_k), $$
 #
-# and 11 channels are enlarged instead of 640. The denominator is the length of a weighted sum of (up to)
-# four neighbours with weights $w_i$,
+# and 11 channels are upsampled instead of 640. The denominator is the length of a weighted sum of (at
+# most) four neighbours with weights $w_i$,
 #
 # $$ \Big\lVert \sum_i w_i f_i \Big\rVert^2 = \sum_i \sum_j w_i w_j \, (f_i \cdot f_j), $$
 #
-# which needs only the dot products of each cell with itself and its neighbours to the right, below
-# and across: 5 maps instead of 640. `camvid_lang/cosine.py` does this, and its tests hold values and
-# gradients against the plain way. Forward and backward, the best of three, measured right here:
+# which needs only the dot products of each cell with itself and with its neighbours to the right,
+# below, and on the two diagonals: 5 maps instead of 640. `camvid_lang.models.cosine` implements it,
+# and its tests compare values and gradients with the direct computation. Forward and backward pass,
+# timed on this machine:
 
 # %%
-import time
-
 import torch
 from torch.nn import functional as F
+from torch.utils.benchmark import Timer
 
+from camvid_lang.device import pick_device
 from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
 
-features = torch.randn(1, 640, 56, 56, requires_grad=True)
-text = F.normalize(torch.randn(11, 640), dim=1)
-results = {}
-for title, head in (
-    ("the plain way", cosine_logits_reference),
-    ("from the small map", cosine_logits),
-):
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        result = head(features, text, (224, 224))
-        result.sum().backward()
-        seconds.append(time.perf_counter() - began)
-    results[title] = result.detach()
-    print(f"{title:20} {1000 * min(seconds):7.1f} ms")
-one, other = results.values()
-print(f"largest difference   {float((one - other).abs().max()):.1e}")
+device = pick_device()
+features = torch.randn(1, 640, 56, 56, device=device, requires_grad=True)
+text = F.normalize(torch.randn(11, 640, device=device), dim=1)
+heads = {"upsampled map": cosine_logits_reference, "small map": cosine_logits}
+for title, head in heads.items():
+    timer = Timer(
+        "head(features, text, (224, 224)).sum().backward()",
+        globals={"head": head, "features": features, "text": text},
+        num_threads=torch.get_num_threads(),
+    )
+    print(f"{title:20} {1000 * timer.timeit(3).mean:7.1f} ms")
+direct, exact = (head(features, text, (224, 224)).detach() for head in heads.values())
+print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 
 # %% [markdown]
 # ## Training
 #
-# Adam on random crops (224x224 in the thesis), flipped half of the time; nothing else is varied. The
-# learning rate $\eta$ falls along a cosine from epoch to epoch, from $\eta_0$ ($4 \cdot 10^{-4}$ in
-# the thesis) towards 1/400 of that. In epoch $e = 0, \dots, E - 1$ of $E$ it is
+# Adam on random crops (224x224 in the thesis), half of them flipped horizontally; there is no other
+# augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the
+# thesis) towards 1/400 of it. In epoch $e = 0, \dots, E - 1$ of $E$ it is
 #
 # $$ \eta_e = \eta_0 \left( \rho + (1 - \rho) \, \frac{1 + \cos(\pi e / E)}{2} \right),
 # \qquad \rho = \tfrac{1}{400}. $$
 #
-# After every epoch, and every five minutes, all that the next step depends on is saved: weights,
-# optimizer, schedule, random states, the order of the frames. So a run that was killed goes on to
-# the same weights as one that was not. The first line tells what this run uses, and the bar shows
-# the time that is left. With `DRIVE` on, Drive is brought up to date every minute.
+# After each epoch a checkpoint is saved with all that the next epoch depends on: weights, optimizer,
+# gradient scaler and random states. A run that was killed and resumed therefore ends with the same
+# weights as one that was not. With `DRIVE` on, checkpoints are copied to Drive in the background.
 
 # %%
 result = session.run("frozen-names")
@@ -126,7 +125,8 @@ session.tables("7.3")
 # %%
 from camvid_lang.report.figures import curves
 
-curves({name: found["history"] for name, found in session.finished().items() if "frozen" in name})
+names = ("frozen-names", "frozen-descriptions")
+curves({name: session.finished()[name]["history"] for name in names})
 
 # %%
 from camvid_lang.report.figures import predictions
@@ -136,4 +136,4 @@ shown = read_figures(session.folder("frozen-names") / "figures.npz")
 predictions(shown.images, shown.labels, shown.predictions, shown.names)
 
 # %% [markdown]
-# Next: **04 full training**, where CLIP's own layers learn too.
+# Next: [4. Training the whole network](04_full_training.ipynb), where CLIP's layers are trained too.

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # 4. The whole network, and SwiftNet beside it
+# # 4. Training the whole network, and SwiftNet for comparison
 #
 # {{badge}}
 #
-# Now CLIP's own layers learn as well, at a quarter of the upsampler's rate; and SwiftNet, which
-# knows no words, is trained for comparison. These are the longest runs: on a T4 expect the better
-# part of a day for each at 400 epochs (an estimate; nobody has timed it on Colab yet), over as many
-# sessions as it takes. The thesis got 62.42 % mIoU, 63.76 % with the narrow pyramid (table 7.5) and
-# 64.52 % with SwiftNet (table 7.6), all on CamVid test.
+# Now CLIP's layers are trained too, at a quarter of the upsampler's learning rate, and SwiftNet, a
+# model without language, is trained for comparison. You will see tables 7.5 and 7.6 next to your
+# scores: the thesis reports 62.42 % mIoU, 63.76 % with the narrow pyramid and 64.52 % with SwiftNet
+# (CamVid test). These are the longest runs. On a T4 expect most of a day for each at 400 epochs (an
+# estimate, not yet timed), over as many Colab sessions as it takes: turn on `DRIVE`.
 
 # %%
 # {{setup}}
@@ -21,7 +21,7 @@ RESUME = True  # @param {type: "boolean"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
-# The choices are explained in notebook 01.
+# [Notebook 1](01_data.ipynb) explains the choices.
 
 # %%
 from camvid_lang.notebook import start
@@ -31,13 +31,14 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # %% [markdown]
 # ## Why not always train everything?
 #
-# CLIP knows far more words than CamVid has classes, because of the pictures it has seen. Training
-# its layers on 468 frames of one town buys accuracy on the 11 classes and may cost some of that
-# knowledge; in notebook 06 you can ask both kinds of run the same words. To move gently, the encoder's learning rate is
-# $10^{-4}$, against $4 \cdot 10^{-4}$ for the new layers, and its weight decay a quarter of theirs.
+# CLIP knows far more words than CamVid has classes, because of the images it was trained on.
+# Training its layers on 468 frames of one town improves the accuracy on 11 classes and may cost some
+# of this knowledge; in [notebook 6](06_open_vocabulary.ipynb) you can compare both kinds of run on
+# new words. To change the encoder only slowly, its learning rate is $10^{-4}$, against
+# $4 \cdot 10^{-4}$ for the new layers, and its weight decay is a quarter of theirs.
 #
-# The pyramid's width is the other choice of the thesis: 640 channels for each level, or 160
-# (*narrow*): 15,254,272 parameters in the upsampler, or 13,038,592.
+# The other choice of the thesis is the width of the pyramid: 640 channels per level, or 160
+# (*narrow*), which gives 15,254,272 or 13,038,592 parameters in the upsampler.
 
 # %%
 result = session.run("full-descriptions")
@@ -51,12 +52,13 @@ print(f"full-narrow-descriptions: mIoU {result['miou']:.2f} %")
 session.tables("7.5")
 
 # %% [markdown]
-# ## SwiftNet: the same ladder without language
+# ## SwiftNet: the same upsampler without language
 #
-# SwiftNet single-scale (Oršić and Šegvić) has a ResNet-18, which in the thesis had learned on ImageNet
-# (under `cpu` and `smoke` it starts from random weights, unless SETTINGS name a file of weights), the
-# same pyramid and ladder with 128 channels, and a last layer with one output per class. Its answers
-# are ids: it cannot be asked for "vehicle" when it learned "car". The drawing shows the thesis's sizes.
+# Single-scale SwiftNet (Oršić and Šegvić) has a ResNet-18 encoder, the same pyramid and upsampler
+# with 128 channels, and a last layer with one output per class. Its outputs are fixed: a network
+# trained on "car" cannot be queried for "vehicle". In the thesis the ResNet-18 was pretrained on
+# ImageNet; with the profiles `cpu` and `smoke` it starts from random weights, unless `SETTINGS` names
+# a file, as in `weights=resnet18.safetensors`. The drawing shows the thesis's sizes.
 
 # %%
 from camvid_lang.report.figures import architecture
@@ -74,7 +76,7 @@ session.tables("7.6")
 from camvid_lang.report.figures import curves
 
 names = ("full-descriptions", "full-narrow-descriptions", "swiftnet")
-curves({name: found["history"] for name, found in session.finished().items() if name in names})
+curves({name: session.finished()[name]["history"] for name in names})
 
 # %% [markdown]
-# Next: **05 analysis**, all finished runs side by side.
+# Next: [5. Analysis](05_analysis.ipynb), all finished runs compared.

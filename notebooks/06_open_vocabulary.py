@@ -1,12 +1,14 @@
 # %% [markdown]
-# # 6. Any words
+# # 6. Open vocabulary: any words
 #
 # {{badge}}
 #
-# What a classifier over ids cannot do: ask a finished run for "vehicle", "lorry" or "shop window",
-# words it was never trained on. Needs one finished run of notebook 02, 03 or 04; a picture takes a
-# second or two even without a GPU. The thesis names this as the reason for the whole approach and
-# shows no figures for it; neither do we claim any: look and judge.
+# A network with fixed outputs cannot do this: query a finished run for "vehicle", "lorry" or "shop
+# window", words it was not trained on. You will see which classes new words are similar to, the
+# segmentation of an image by such words, and a panel to try your own images and words. It needs one
+# finished run of a language model (notebooks 2 to 4); an image takes a second or two even without a
+# GPU. The thesis gives this as the reason for the whole approach but measures nothing, and neither
+# do we: look and judge.
 
 # %%
 # {{setup}}
@@ -16,57 +18,44 @@
 PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
-RESUME = True  # @param {type: "boolean"}
-RUN = "auto"  # @param ["auto", "frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names"] {allow-input: true}
+RUN = "frozen-names"  # @param ["frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names", "adapter-descriptions", "bilinear-names"] {allow-input: true}
 
 # %% [markdown]
-# `RUN` is the finished run that is asked; `auto` takes `frozen-names` if it is there, whose CLIP kept
-# all it knew, else the best by mIoU. Try a `full-*` run too: its CLIP has learned CamVid, and may have
-# forgotten other things. The other choices are explained in notebook 01.
+# `RUN` is the finished run to query. The CLIP of a `frozen-*` run has kept all that it knew; that of a
+# `full-*` run was trained on CamVid and may have forgotten other things. Compare them.
+# [Notebook 1](01_data.ipynb) explains the other choices.
 
 # %%
 from camvid_lang.notebook import start
-
-session = start(PROFILE, DATA, DRIVE, RESUME)
-
-# %% [markdown]
-# ## A run that knows language
-#
-# `words` holds its model, loaded once.
-
-# %%
 from camvid_lang.segmenter import Segmenter
 
-name = session.language_run(RUN)
-words = Segmenter(session.folder(name))
-print(f"asking {name}")
+session = start(PROFILE, DATA, DRIVE)
+segmenter = Segmenter(session.folder(RUN))
+print(f"{RUN}, trained on: {', '.join(segmenter.classes)}")
 
 # %% [markdown]
 # ## Why new words can work
 #
-# The model learned to give a pixel of a car a vector near the text vector of the class "car": of its
-# name, or of its description, whichever the run was trained with. If "vehicle" lies near that among
-# the texts, then it lies near those pixels too. So first ask how near it lies.
+# In training, the vector of each car pixel was moved towards the text embedding of the class "car"
+# (its name or its description, depending on the run). If the embedding of "vehicle" is similar to it,
+# then it is similar to these pixels too. So first compare the texts.
 #
-# What the numbers say depends on the text network. That of the profile `thesis` has read hundreds of
-# millions of captions. The tiny CLIP of `cpu` and `smoke` has read some about drawn scenes, in which
-# a car is at times called a vehicle or a lorry, so to it these words are not new at all: it shows how
-# this works, not what CLIP knows.
+# The values depend on the text encoder. That of the profile `thesis` was trained on hundreds of
+# millions of captions. The tiny CLIP of `cpu` and `smoke` was trained on captions of drawn scenes, in
+# which a car is sometimes called a vehicle or a lorry, so these words are not new to it: it
+# demonstrates the method, not the knowledge of CLIP.
 
 # %%
-from IPython.display import Markdown
-
 from camvid_lang.notebook import similar
 
-NEW = ["vehicle", "lorry", "shop window", "street lamp", "grass"]
-Markdown(similar(words, NEW))
+similar(segmenter, ["vehicle", "lorry", "shop window", "street lamp", "grass"])
 
 # %% [markdown]
-# ## One picture, new words
+# ## One image, new words
 #
-# Every pixel takes the phrase with the largest cosine. The heat maps show each phrase's probability
-# among those given, by the softmax of notebook 02: bright where it fits better than all the others.
-# They cannot say "none of these", so add words for whatever else is to be seen.
+# Each pixel gets the class with the largest cosine similarity. The heat maps show the probability of
+# each class among those given, by the softmax of notebook 2: bright where it matches better than all
+# others. The model cannot answer "none of these", so add words for whatever else is in the image.
 
 # %%
 from IPython.display import display
@@ -74,26 +63,25 @@ from IPython.display import display
 from camvid_lang.notebook import ask
 
 test = session.frames("test", 4)
-images = test.images.permute(0, 2, 3, 1).numpy()
-pictures = dict(zip(test.names, images, strict=True))
-for figure in ask(words, images[0], "road, vehicle, tree, house, sky, person"):
+images = dict(zip(test.names, test.images.permute(0, 2, 3, 1).numpy(), strict=True))
+for figure in ask(segmenter, images[test.names[0]], "road, vehicle, tree, house, sky, person"):
     display(figure)
 
 # %% [markdown]
 # ## Your turn
 #
-# Choose a frame or upload a picture, write phrases separated by commas (`car | lorry` makes one class
-# of two phrases, whose vectors are averaged), and press *segment*.
+# Choose a frame or upload an image, write the classes separated by commas, and press *segment*.
+# `car | lorry` is one class with two prompts, whose embeddings are averaged.
 
 # %%
 from camvid_lang.notebook import panel
 
-panel(words, pictures)
+panel(segmenter, images)
 
 # %% [markdown]
-# Without widgets, or in a script, the same is one call:
+# The same in a script, without the panel:
 #
 # ```python
-# for figure in ask(words, picture, "road, shop window, bus | lorry"):
-#     display(figure)
+# cosines = segmenter.cosines(image, {"road": ["road"], "vehicle": ["bus", "lorry"]})  # (2, H, W)
+# ids = cosines.argmax(axis=0)
 # ```

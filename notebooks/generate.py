@@ -1,14 +1,14 @@
-"""Makes the notebooks (.ipynb) from their sources (.py, percent format).
+"""Generate the notebooks (.ipynb) from their sources (.py, percent format).
 
     python notebooks/generate.py            # write them
-    python notebooks/generate.py --check    # exit 1 if one is not what its source gives
+    python notebooks/generate.py --check    # exit with 1 if one differs from its source
 
-The source is what is edited. A cell `# {{badge}}` becomes the Colab badge and `# {{setup}}` the
-content of setup_cell.py; the repository's address in both, and the versions that the setup cell
-asks for, are those of pyproject.toml. Cells get fixed ids and no outputs, and the metadata is what
-Colab needs to offer a T4.
+Edit the sources only. A cell `# {{setup}}` becomes setup_cell.py and `{{badge}}` the link to Colab;
+the repository's address and the dependencies in them are those of pyproject.toml. Cells have fixed
+ids and no outputs; the metadata asks Colab for a T4.
 """
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -25,76 +25,53 @@ METADATA = {
 }
 
 
-def repository() -> str:
-    """The public address of the repository, kept in pyproject.toml only."""
+def project() -> tuple[str, list[str]]:
+    """The repository's address and the package's dependencies, from pyproject.toml.
+
+    Python 3.10 has no tomllib; a TOML list of strings reads like Python's.
+    """
     text = (HERE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    found = re.search(r'^Repository = "(https://[^"]+)"$', text, re.MULTILINE)
-    if not found:
-        raise SystemExit('pyproject.toml: [project.urls] has no Repository = "https://..."')
-    return found[1].rstrip("/")
-
-
-def requirement(name: str) -> str:
-    """A dependency with its range of versions, as in pyproject.toml."""
-    text = (HERE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    found = re.search(rf'^    "({re.escape(name)}[^a-z"][^"]*)",$', text, re.MULTILINE)
-    if not found:
-        raise SystemExit(f"pyproject.toml: no dependency {name}, which setup_cell.py asks for")
-    return found[1]
-
-
-def setup_cell() -> str:
-    """The setup cell's content, its marks filled in."""
-    text = (HERE / "setup_cell.py").read_text(encoding="utf-8")
-    text = text.replace("{{repository}}", repository())
-    return re.sub(r"\{\{([a-z-]+)\}\}", lambda mark: requirement(mark[1]), text).rstrip()
-
-
-def sources() -> list[Path]:
-    """The six sources, in order."""
-    return sorted(HERE.glob("0*.py"))
+    address = re.search(r'^Repository = "([^"]+)"', text, re.MULTILINE)[1]
+    dependencies = re.search(r"^dependencies = (\[.*?\])", text, re.MULTILINE | re.DOTALL)[1]
+    return address, ast.literal_eval(dependencies)
 
 
 def generate(source: Path) -> str:
-    """The notebook of a source, as the text of its .ipynb."""
-    address = repository()
-    name = f"{source.stem}.ipynb"
+    """The text of the .ipynb that belongs to a source."""
+    address, dependencies = project()
     colab = address.replace("https://github.com/", "https://colab.research.google.com/github/")
-    badge = (
-        "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-        f"({colab}/blob/main/notebooks/{name})"
-    )
-    notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
+    target = f"{colab}/blob/main/notebooks/{source.stem}.ipynb"
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    marks = {
+        "# {{setup}}": (HERE / "setup_cell.py").read_text(encoding="utf-8").rstrip(),
+        "{{badge}}": f"[![Open in Colab]({image})]({target})",
+        "{{repository}}": address,
+        "{{dependencies}}": '", "'.join(dependencies),
+    }
     cells = []
-    for number, cell in enumerate(notebook.cells):
-        content = cell.source.replace("{{badge}}", badge)
-        if content.strip() == "# {{setup}}":
-            content = setup_cell()
-        if "{{" in content:
-            raise SystemExit(f"{source.name}: unknown mark in cell {number}: {content[:60]}")
-        make = nbformat.v4.new_code_cell if cell.cell_type == "code" else None
-        new = (make or nbformat.v4.new_markdown_cell)(content, id=f"{source.stem[:2]}-{number:02d}")
+    for number, cell in enumerate(jupytext.reads(source.read_text("utf-8"), "py:percent").cells):
+        content = cell.source
+        for mark, replacement in marks.items():
+            content = content.replace(mark, replacement)
+        new = getattr(nbformat.v4, f"new_{cell.cell_type}_cell")
+        cells.append(new(content, id=f"{source.stem[:2]}-{number:02d}"))
         if content.startswith("# @title"):
-            new.metadata["cellView"] = "form"
-        cells.append(new)
-    made = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
-    nbformat.validate(made)
-    return nbformat.writes(made) + "\n"
+            cells[-1].metadata["cellView"] = "form"
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook) + "\n"
 
 
 def main() -> int:
-    check = "--check" in sys.argv[1:]
     stale = []
-    for source in sources():
-        target = source.with_suffix(".ipynb")
-        made = generate(source)
-        if check:
-            same = target.is_file() and target.read_text(encoding="utf-8") == made
-            stale += [] if same else [target.name]
-        else:
-            target.write_text(made, encoding="utf-8")
+    for source in sorted(HERE.glob("0*.py")):
+        target, text = source.with_suffix(".ipynb"), generate(source)
+        if "--check" not in sys.argv:
+            target.write_text(text, encoding="utf-8")
+        elif not target.is_file() or target.read_text(encoding="utf-8") != text:
+            stale.append(target.name)
     if stale:
-        print(f"not as their sources say: {', '.join(stale)}; run `make notebooks`")
+        print(f"{', '.join(stale)}: not generated from the current source; run `make notebooks`")
     return bool(stale)
 
 
