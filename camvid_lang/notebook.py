@@ -18,21 +18,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 from traitlets import Bunch
 
-from camvid_lang.data.camvid import Frames, load, read_image
-from camvid_lang.data.download import fetch
+from camvid_lang.data.camvid import Frames, load_camvid
+from camvid_lang.data.download import download_camvid
 from camvid_lang.demo import demo_settings
 from camvid_lang.device import pick_device
-from camvid_lang.errors import InputError
+from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models.text import parse_classes
-from camvid_lang.report.figures import curves, heat_maps, overlay, palette, to_png
-from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_compact_markdown
+from camvid_lang.report.figures import curves, heat_maps, overlay, to_png
+from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_markdown
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
-from camvid_lang.segmenter import Segmenter
-from camvid_lang.training.loop import Interrupted
+from camvid_lang.segmenter import Segmenter, class_colours, read_rgb
 from camvid_lang.training.mirror import Mirror
 
 __all__ = ["Session", "ask", "panel", "similar", "start"]
@@ -70,7 +69,9 @@ def start(
         profile = "thesis" if pick_device().type == "cuda" else "cpu"
     entries = [entry.partition("=") for entry in settings.split(",") if entry.strip()]
     chosen = {key.strip(): value.strip() for key, _, value in entries}
-    configure("frozen-names", profile, chosen)  # raises before anything is downloaded
+    configure(
+        "frozen-names", **{"profile": profile, **chosen}
+    )  # raises before anything is downloaded
     work = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
     mirror = _mount_drive() if drive else None
     folder = _prepare_data(data, profile, work)
@@ -98,7 +99,7 @@ class Session:
         # Drawn scenes are smaller than CamVid's frames: the settings of the demo suit them better.
         suited = demo_settings(name) if self.data.name == "scenes" and self.profile == "cpu" else {}
         chosen = {} if name.startswith("bilinear") else self.settings  # which is not trained
-        return configure(name, self.profile, {**suited, **chosen})
+        return configure(name, **{"profile": self.profile, **suited, **chosen})
 
     def run(self, name: str) -> dict:
         """Train and score an experiment, resume it, or read its results if it is finished.
@@ -166,17 +167,16 @@ class Session:
     def tables(self, *numbers: str) -> Markdown:
         """Tables of the thesis ("7.1", ...; all by default) with the scores measured here."""
         results = self.finished()
-        comparable = not banner(results)
         parts = [
-            f"Cells: **measured / thesis{' (difference)' if comparable else ''}**, in %. "
+            f"Cells: **measured / thesis{'' if banner(results) else ' (difference)'}**, in %. "
             f"{measured_on(results)} Profile `{self.profile}`. The thesis: CamVid's 233 test "
             "frames at 480x360. Void pixels are ignored; one confusion matrix for the whole split.",
             banner(results),
             encoder_note(results),
         ]
-        for table in tables({"chance": None, "experiments": results}, THESIS_ROWS):
+        for table in tables(results):
             if not numbers or table.number in numbers:
-                parts.append(to_compact_markdown(table, differences=comparable))
+                parts.append(to_markdown(table))
         return Markdown("\n\n".join(filter(None, parts)))
 
     def published_iou(self) -> dict[str, dict[str, float]]:
@@ -187,7 +187,7 @@ class Session:
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:
         """The frames of a split, in memory; at most 8 with the profile `smoke`."""
-        return load(self.data, split, limit or (8 if self.profile == "smoke" else None))
+        return load_camvid(self.data, split, limit or (8 if self.profile == "smoke" else None))
 
 
 class LiveCurves:
@@ -236,7 +236,7 @@ def _prepare_data(data: str, profile: str, work: Path) -> Path:
         small = SMOKE_SCENES if profile == "smoke" else {}
         return write_scenes(work / "data" / ("scenes-smoke" if small else "scenes"), **small)
     if data == "camvid":
-        fetch(work / "data" / "camvid")
+        download_camvid(work / "data" / "camvid")
         return work / "data" / "camvid"
     folder = Path(data).expanduser()
     if not folder.is_dir():
@@ -268,7 +268,7 @@ def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Fig
     pixels = np.array(small)
     cosines = segmenter.cosines(pixels, classes)
     ids = cosines.argmax(axis=0).astype(np.uint8)
-    segmentation = overlay(pixels, ids, list(classes), palette(len(classes)))
+    segmentation = overlay(pixels, ids, list(classes), class_colours(list(classes)))
     return segmentation, heat_maps(pixels, cosines, list(classes), segmenter.temperature)
 
 
@@ -320,7 +320,7 @@ def _read_upload(value: Mapping | Sequence) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(name).name
         path.write_bytes(entry["content"])
-        return read_image(path, upright=True)
+        return read_rgb(path)
 
 
 def similar(segmenter: Segmenter, prompts: Sequence[str]) -> Markdown:

@@ -103,9 +103,9 @@ class_frequencies(counts)
 # %%
 from IPython.display import Markdown
 
-from camvid_lang.models.text import class_phrases
+from camvid_lang.models.text import class_prompts
 
-descriptions = class_phrases("descriptions")
+descriptions = class_prompts("descriptions")
 Markdown("\n".join(f"* **{name}**: {prompts[0]}" for name, prompts in descriptions.items()))
 
 # %% [markdown]
@@ -119,14 +119,15 @@ Markdown("\n".join(f"* **{name}**: {prompts[0]}" for name, prompts in descriptio
 # real CLIP can answer which of the two works better.
 
 # %%
-from camvid_lang.models.text import CLIPText, embed_classes
+from camvid_lang.models.encoder import load_clip
+from camvid_lang.models.text import CLIPTextEncoder, embed_classes
 from camvid_lang.report.figures import similarity_matrices
 
 experiment = session.configure("bilinear-names")
-encoder = CLIPText(experiment.encoder, experiment.weights)
+encoder = CLIPTextEncoder(load_clip(experiment.encoder, experiment.weights), experiment.encoder)
 matrices = {}
 for text_set in ("names", "descriptions"):
-    text = embed_classes(class_phrases(text_set), encoder)  # (11, C), rows of length 1
+    text = embed_classes(class_prompts(text_set), encoder)  # (11, C), rows of length 1
     matrices[text_set.capitalize()] = (text @ text.T).numpy()
 similarity_matrices(matrices)
 

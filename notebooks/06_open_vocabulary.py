@@ -26,11 +26,11 @@ RUN = "frozen-names"  # @param ["frozen-names", "frozen-descriptions", "full-des
 # [Notebook 1](01_data.ipynb) explains the other choices.
 
 # %%
+import camvid_lang as cl
 from camvid_lang.notebook import start
-from camvid_lang.segmenter import Segmenter
 
 session = start(PROFILE, DATA, DRIVE)
-segmenter = Segmenter(session.folder(RUN))
+segmenter = cl.load(session.folder(RUN))
 print(f"{RUN}, trained on: {', '.join(segmenter.classes)}")
 
 # %% [markdown]
