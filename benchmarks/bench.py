@@ -60,7 +60,7 @@ class Case:
 
 @functools.lru_cache(maxsize=1)
 def random_model(name: str, style: str, device: str) -> SegmentationModel:
-    model = build_model(replace(configure(name), weights="random"))
+    model, _ = build_model(replace(configure(name), weights="random"))
     return to_device(model, torch.device(device)) if style == "ours" else model.to(device)
 
 

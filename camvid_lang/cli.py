@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     for key in ("weights", "text_bank"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    experiment = configure(args.name, args.profile, **settings)
+    experiment = configure(args.name, **{"profile": args.profile, **settings})
     options = {key: getattr(args, key) for key in ("device", "fresh", "mirror", "command")}
     results = run_experiment(experiment, args.data, args.out, **options)
     page = report_runs([args.out])

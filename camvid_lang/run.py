@@ -254,7 +254,7 @@ def _read_finished(
         print(f"note: {out} holds a run of other settings ({'; '.join(changed)}); it is kept")
         changed = []
     for key, split in (("digest", "test"), ("train_digest", "training")):
-        if results["data"][key] != data[key]:
+        if results["data"].get(key) != data[key]:
             changed.append(f"the {split} frames differ from those of {results['data']['name']}")
     if changed:
         raise InputError(

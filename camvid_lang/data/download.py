@@ -63,6 +63,8 @@ def download_camvid(
         True
     """
     root = Path(root)
+    if source and drive:
+        raise InputError("give a source (--from) or a Google Drive id (--drive), not both")
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: not a folder; choose another one")
     missing = _missing(root)

@@ -94,6 +94,8 @@ def _collect(pairs: Iterable[tuple[str, str | Sequence[str]]]) -> dict[str, list
         for prompt in (name, *prompts) if isinstance(prompts, Sequence) and prompts else (None,):
             if not isinstance(prompt, str) or not prompt.strip():
                 raise InputError(f"class {name!r}: its prompts must be texts that are not empty")
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes that are not UTF-8
+                raise InputError(f"class {name!a}: write its prompts in UTF-8")
         if name.strip() in classes:
             raise InputError(f"class {name!r} is given twice: name each class once")
         classes[name.strip()] = [" ".join(prompt.split()) for prompt in prompts]
