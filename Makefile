@@ -12,10 +12,6 @@ demo test: export MALLOC_TRIM_THRESHOLD_ = 2147483647
 
 .PHONY: demo test lint notebooks tiny-clip clean
 
-# glibc keeps freed memory instead of returning it to the kernel after each step, a third of the page
-# faults: as mallopt(M_MMAP_MAX, 0) and M_TRIM_THRESHOLD do. Ignored by other C libraries.
-demo: export MALLOC_MMAP_MAX_ = 0
-demo: export MALLOC_TRIM_THRESHOLD_ = 2147483647
 demo: $(INSTALLED)
 	$(BIN)/python -m camvid_lang demo --out runs/demo
 

@@ -38,16 +38,12 @@ class HelpWithSettings(argparse.Action):
     """`--help` that ends with every setting; they are imported, which takes seconds, only now."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from dataclasses import fields
-
-        from camvid_lang.experiments import Experiment
+        from camvid_lang.experiments import SETTINGS
 
         parser.print_help()
         print("\nsettings and their defaults (`list --json` shows those of each experiment):")
-        for setting in fields(Experiment):
-            if setting.name not in ("name", "model", "profile"):
-                given = f"{setting.name}={setting.default}"
-                print(f"  {given:44} {setting.metadata.get('help', '')}".rstrip())
+        for key, setting in SETTINGS.items():
+            print(f"  {f'{key}={setting.default}':44} {setting.metadata.get('help', '')}".rstrip())
         parser.exit()
 
 
@@ -112,7 +108,7 @@ def list_experiments(args: argparse.Namespace) -> None:
     argument("--text-bank", help=".npz with `phrases` and `embeddings`, in place of a text tower "
              "(short for --set text_bank=...)"),
     argument("--mirror", metavar="DIR", help="second folder, on a drive for example, that gets a "
-             "verified copy of all that is saved; a run resumes from it if OUT is empty"),
+             "copy of all that is saved; a run resumes from it where OUT is behind"),
     *(DEVICE, FRESH),
 )  # fmt: skip
 def run(args: argparse.Namespace) -> None:
@@ -126,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from camvid_lang.experiments import configure
     from camvid_lang.report.html import report_runs
+    from camvid_lang.report.tables import is_camvid
     from camvid_lang.report.thesis import THESIS_ROWS
     from camvid_lang.run import run as run_experiment
 
@@ -142,9 +139,8 @@ def run(args: argparse.Namespace) -> None:
     options = {key: getattr(args, key) for key in ("device", "fresh", "mirror", "command")}
     results = run_experiment(experiment, args.data, args.out, **options)
     page = report_runs([args.out])
-    data, thesis = results["data"], THESIS_ROWS.get(experiment.name)
-    same = data["name"] == "CamVid" and data["complete"] and experiment.test_split == "test"
-    published = f" (thesis: {thesis['miou']} %)" if thesis and same else ""
+    thesis = THESIS_ROWS.get(experiment.name)
+    published = f" (thesis: {thesis['miou']} %)" if thesis and is_camvid(results) else ""
     print(f"{experiment.name}: mIoU {_percent(results['miou'])}{published}; {page}")
 
 

@@ -6,7 +6,7 @@ START_OVER = "start over with --fresh (in a notebook: untick RESUME)"
 
 
 class InputError(Exception):
-    """The input is at fault; the message says what is wrong, where, and how to fix it.
+    """The input is wrong; the message says what is wrong, where, and how to fix it.
 
     The command line prints the message and exits with code 1. Any other exception is a defect and
     keeps its traceback.

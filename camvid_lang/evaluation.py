@@ -87,9 +87,13 @@ def _percent(share: Tensor) -> float | None:
 
 @torch.inference_mode()
 def predict(model: SegmentationModel, images: Tensor) -> Tensor:
-    """(N, 3, H, W) images -> (N, H, W) uint8 ids of the best class, by a model in `eval` mode."""
-    with autocast(images.device):
-        return model.segment(images)
+    """(N, 3, H, W) images -> (N, H, W) uint8 ids of the best class, by a model in `eval` mode.
+
+    Images are moved to the device of the model.
+    """
+    device = next(model.parameters(), images).device
+    with autocast(device):
+        return model.segment(images.to(device))
 
 
 def evaluate(
@@ -112,7 +116,8 @@ def _predictions(
     model.eval()
     for start in range(0, len(frames), batch_size):
         part = slice(start, start + batch_size)
-        yield predict(model, frames.images[part]), frames.labels[part]
+        found = predict(model, frames.images[part])
+        yield found, frames.labels[part].to(found.device)
 
 
 def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> list[int]:

@@ -60,7 +60,7 @@ class Experiment:
     batch_size: int = _setting(6, "crops per step", 1, 1e5)
     crop: int = _setting(224, "side of the square crops in pixels, at least 32; 0: frames", 0, 1e5)
     lr: float = _setting(4e-4, "learning rate at the start", 0, 1e3)
-    weight_decay: float = _setting(1e-4, "AdamW's weight decay", 0, 1e3)
+    weight_decay: float = _setting(1e-4, "weight decay of Adam (an L2 term)", 0, 1e3)
     encoder_lr: float = _setting(1e-4, "learning rate of the encoder, if trained", 0, 1e3)
     encoder_weight_decay: float = _setting(2.5e-5, "weight decay of the encoder", 0, 1e3)
     final_lr_fraction: float = _setting(1 / 400, "learning rate at the end, as a share", 0, 1)
@@ -155,7 +155,7 @@ def configure(name: str, /, profile: str = "thesis", **settings: object) -> Expe
             raise InputError(f"unknown {what} '{word}'{_near(word, known)}")
     base = EXPERIMENTS[name]
     given = {key: _convert(key, value, SETTINGS[key].type) for key, value in settings.items()}
-    changes = _scaled(base, profile, bool(given.get("weights"))) if profile != "thesis" else {}
+    changes = _scaled(base, profile, given) if profile != "thesis" else {}
     if "encoder" in given:
         changes["weights"] = ""  # those of another encoder would not fit
     return replace(base, profile=profile, **{**changes, **given})
@@ -188,9 +188,11 @@ def learning_rate_factor(epoch: int, epochs: int, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
 
 
-def _scaled(base: Experiment, profile: str, has_weights: bool) -> dict:
-    """What the profiles `cpu` and `smoke` change."""
+def _scaled(base: Experiment, profile: str, given: dict) -> dict:
+    """What the profiles `cpu` and `smoke` change, before the `given` settings do."""
+    has_weights = bool(given.get("weights"))
     resnet = base.model == "swiftnet" or (has_weights and base.model != "bilinear")
+    resnet = given["encoder"] == RESNET18 if "encoder" in given else resnet
     # Few epochs: small batches for more steps, and a higher rate for the encoder.
     changes = {"epochs": 16, "batch_size": 6, "encoder_lr": 2e-4}
     changes["encoder"] = RESNET18 if resnet else TINY

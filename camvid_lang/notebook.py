@@ -161,7 +161,7 @@ class Session:
         if name not in (finished := self.finished()):
             raise InputError(f"{name} is not finished: run it, or choose {', '.join(finished)}")
         if not (self.runs / name / "results.json").is_file():
-            Mirror(self.runs / name, self.drive / name).restore()
+            Mirror(self.runs / name, self.drive / name).restore(name)
         return self.runs / name
 
     def tables(self, *numbers: str) -> Markdown:
@@ -224,9 +224,12 @@ def _mount_drive() -> Path | None:
     from google.colab import drive
 
     mount = Path.cwd() / "drive"
-    drive.mount(str(mount))
     folder = mount / "MyDrive" / "camvid-lang"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        drive.mount(str(mount))
+        folder.mkdir(parents=True, exist_ok=True)
+    except Exception as error:  # Colab raises what it likes: declined access, blocked cookies, ...
+        raise InputError(f"Google Drive: {error}; allow access, or set DRIVE to False") from error
     return folder
 
 

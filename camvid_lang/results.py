@@ -63,6 +63,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     part = Path(f"{path}.part")
     try:
         yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())  # results.json marks a run as finished
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ A run's folder holds `checkpoints/` and, once it is finished, `results.json` and
 few frames, predictions and similarities that a report draws).
 """
 
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -33,8 +34,8 @@ from camvid_lang.models.text import (
     embed_classes,
 )
 from camvid_lang.results import FigureData, read_results, versions, write_figures, write_results
-from camvid_lang.training.checkpoint import Checkpoints, changed_settings, delete
-from camvid_lang.training.loop import train
+from camvid_lang.training.checkpoint import KINDS, Checkpoints, changed_settings, delete
+from camvid_lang.training.loop import changed_content, train
 from camvid_lang.training.mirror import CHECKPOINTS, RESULTS, Mirror
 
 __all__ = ["assemble", "build_model", "load_run", "run", "trained_prompts"]
@@ -77,6 +78,7 @@ def build_model(
     Raises:
         InputError: missing weights, a prompt that cannot be embedded, widths that do not match.
     """
+    torch.manual_seed(experiment.seed)  # of weights that are random
     clip, text, text_encoder = None, None, None
     if experiment.encoder == encoders.RESNET18:
         encoder = encoders.load_resnet18(experiment.weights if pretrained else "random")
@@ -169,7 +171,7 @@ def run(
                 delete(path)
             checkpoints.clear()
         if copies:
-            copies.clear() if fresh else copies.restore()
+            copies.clear() if fresh else copies.restore(name)
         try:
             if (out / "results.json").exists():
                 return _read_finished(experiment, out, prompts, about_data, keep_finished)
@@ -178,7 +180,7 @@ def run(
             if training:
                 training = training.to(where)
                 history = train(model, training, experiment, checkpoints, where, on_epoch)
-            started, test = time.perf_counter(), test.to(where)
+            started = time.perf_counter()
             scored = evaluate(model, test, desc=f"{name}: {experiment.test_split}")
             if experiment.score_train and training:
                 desc = f"{name}: {experiment.train_split}"
@@ -201,6 +203,10 @@ def run(
             write_figures(out / "figures.npz", _figure_data(model, test, text_encoder))
             write_results(out / "results.json", results)
             return results
+        except InputError:
+            if copies and not copies.active:
+                copies = None  # refused before anything was saved: the mirror stays as it was
+            raise
         finally:  # after an interruption too
             if copies:
                 copies.finish()
@@ -247,6 +253,11 @@ def _read_finished(
     """The results of a finished run; `InputError` where it is of other settings, words or data."""
     results = read_results(out / "results.json")
     changed = changed_settings(results["settings"], experiment.settings())
+    changed += [
+        f"{key} has other content"
+        for key, digest in _file_digests(experiment).items()
+        if results["encoder"].get(f"{key}_digest") != digest
+    ]
     if results["prompts"] != prompts:
         changed.append("the prompts differ")
     kept = keep_finished and results["experiment"] == experiment.name
@@ -266,14 +277,31 @@ def _read_finished(
 
 
 def _describe_encoder(experiment: Experiment, text_encoder: TextEncoder | None) -> dict:
-    """Names of encoder, weights and text encoder, for a report."""
-    if experiment.encoder == encoders.RESNET18:
-        texts = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
-        weights = texts.get(experiment.weights, Path(experiment.weights).name)
-    else:
-        weights = encoders.resolve_weights(experiment.encoder, experiment.weights)
-    text = text_encoder.label if text_encoder else "none"
-    return {"name": experiment.encoder, "weights": Path(weights).name, "text": text}
+    """Names of encoder, weights and text encoder for a report, and digests of their files."""
+    labels = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
+    weights = _weights(experiment)
+    return {
+        "name": experiment.encoder,
+        "weights": labels.get(weights, Path(weights).name),
+        "text": text_encoder.label if text_encoder else "none",
+        **{f"{key}_digest": digest for key, digest in _file_digests(experiment).items()},
+    }
+
+
+def _weights(experiment: Experiment) -> str:
+    """The file, or the name of the weights, that the encoder is loaded from."""
+    if experiment.encoder == encoders.RESNET18 or experiment.weights == "random":
+        return experiment.weights
+    return encoders.resolve_weights(experiment.encoder, experiment.weights)
+
+
+def _file_digests(experiment: Experiment) -> dict[str, str]:
+    """SHA-256 of the files `weights` and `text_bank`; the name itself for what is not a file."""
+    files = {"weights": _weights(experiment), "text_bank": experiment.text_bank}
+    return {
+        key: hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else file
+        for key, file in files.items()
+    }
 
 
 def _figure_data(
@@ -317,6 +345,8 @@ def load_run(
     Raises:
         InputError: no run there, or no such checkpoint.
     """
+    if checkpoint not in KINDS:
+        raise InputError(f"checkpoint {checkpoint!r}: choose {' or '.join(KINDS)}")
     folder, prompts = Path(folder), None
     saved = Checkpoints(folder / CHECKPOINTS).newest(checkpoint)
     if (folder / "results.json").exists():
@@ -331,5 +361,8 @@ def load_run(
         raise InputError(f"{folder} holds no {checkpoint} checkpoint: run {experiment.name} again")
     model, text_encoder = build_model(experiment, prompts, pretrained=not experiment.train_encoder)
     if saved:
-        model.load_trained_state(saved[1]["model"])
+        path, state = saved
+        if changed := changed_content(state["identity"], model):
+            raise InputError(f"checkpoint {path} is of another run ({'; '.join(changed)})")
+        model.load_trained_state(state["model"])
     return model.eval(), experiment, text_encoder

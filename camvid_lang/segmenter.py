@@ -128,7 +128,7 @@ class Segmenter:
     def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
         """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
         self._need_language()
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = list(class_prompts([prompts] if isinstance(prompts, str) else list(prompts)))
         return (self._text_encoder.encode(prompts).cpu() @ self.model.text.cpu().T).numpy()
 
     def _text(self, classes: Classes | None) -> tuple[list[str], tuple[Tensor, ...]]:
@@ -156,6 +156,8 @@ class Segmenter:
 
     def _input(self, rgb: np.ndarray, max_side: int) -> Tensor:
         """(1, 3, h, w) uint8 on the device; each side at least 32 pixels."""
+        if max_side < MIN_SIDE:
+            raise InputError(f"max_side={max_side}: it must be at least {MIN_SIDE}")
         scale = min(1.0, max_side / max(rgb.shape))
         size = [max(MIN_SIDE, round(side * scale)) for side in rgb.shape[1::-1]]
         resized = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))

@@ -19,10 +19,16 @@ from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import configure
 from camvid_lang.run import load_run, run
 from camvid_lang.training import checkpoint, mirror
-from camvid_lang.training.checkpoint import Checkpoints, atomic_write, epoch_of, load_checkpoint
+from camvid_lang.training.checkpoint import (
+    KEYS,
+    Checkpoints,
+    atomic_write,
+    epoch_of,
+    load_checkpoint,
+)
 from camvid_lang.training.mirror import Mirror
 
-STATE = {"settings": {"name": "x"}, "model": {}, "epoch": 1}
+STATE = {**dict.fromkeys(KEYS, {}), "settings": {"name": "x"}, "epoch": 1}
 
 
 def experiment(**changes):

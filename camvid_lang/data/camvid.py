@@ -232,7 +232,7 @@ def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Path], lis
     """{"train/NAME" or "trainannot/NAME": path} of all pairs, by split and name; and problems."""
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
-        raise InputError(f"{root}: {what}; download CamVid with `sh data_download.sh {root}`")
+        raise InputError(f"{root}: {what}; download CamVid with `camvid-lang data download {root}`")
     if (root / "CamVid" / "train").is_dir() and not (root / "train").is_dir():
         raise InputError(f"{root}: the data set is in {root / 'CamVid'}; give that folder")
     files, problems = {}, []

@@ -162,12 +162,11 @@ class CLIPUpsampler(LanguageModel):
         return None if self.project is None else self.project.conv.weight.flatten(1)
 
     def segment(self, images: Tensor, text: Tensor | None = None) -> Tensor:
-        """As `LanguageModel.segment`, but for exact ties, 1.4 times faster
-        at the thesis's sizes.
+        """As `LanguageModel.segment`, 1.4 times faster at the thesis's sizes on a CPU.
 
-        A pixel's length divides all its cosines alike, so the argmax needs the inner products
-        only; and those are linear in the features, so the text is folded into the last
-        convolution, the most expensive layer.
+        The length of a pixel's vector divides all its cosines, so the argmax needs only the inner
+        products. These are linear in the features, so the text is folded into the last
+        convolution, the most expensive layer. Exact ties may be broken differently.
         """
         text = self.text if text is None else text
         maps = self.encode(images)

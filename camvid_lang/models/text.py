@@ -61,8 +61,11 @@ def class_prompts(
             raise InputError(
                 f"text set '{classes}' is not names, descriptions or a readable JSON file: {error}"
             ) from error
-    pairs = classes.items() if isinstance(classes, Mapping) else [(name, name) for name in classes]
-    return _collect(pairs)
+    if isinstance(classes, Mapping):
+        return _collect(classes.items())
+    if not isinstance(classes, Sequence):
+        raise InputError(f"classes are a list, a mapping or a text, not {type(classes).__name__}")
+    return _collect((name, name) for name in classes)
 
 
 def parse_classes(text: str) -> dict[str, list[str]]:

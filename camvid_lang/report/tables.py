@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camvid_lang.data.classes import CLASSES
-from camvid_lang.models.encoder import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS
+from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS
 from camvid_lang.report.thesis import TABLES, THESIS_ROWS, TITLES
 
 __all__ = ["Table", "banner", "encoder_note", "is_camvid", "measured_on", "shown", "tables"]
@@ -21,9 +21,11 @@ Results = Mapping[str, Mapping]
 
 
 def is_camvid(result: Mapping) -> bool:
-    """Whether a result was measured on all 233 test frames of CamVid."""
-    data = result["data"]
-    return data["name"].lower() == "camvid" and data["complete"] is True
+    """Whether a result was measured on all 233 test frames of CamVid, none of them trained on."""
+    data, settings = result["data"], result["settings"]
+    splits = settings.get("test_split", "test"), settings.get("train_split") == "test"
+    whole = data["name"].lower() == "camvid" and data["complete"] is True
+    return whole and splits == ("test", False)
 
 
 def _is_thesis_encoder(result: Mapping) -> bool:

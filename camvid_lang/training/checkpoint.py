@@ -1,7 +1,7 @@
 """Checkpoints of a run: complete or absent, checked when read, two of them and the best kept.
 
 A run may be killed at any moment, and disks and drives damage files. So a file gets its name only
-once it is complete and on the disk, and a damaged one gives way to the one before.
+once it is complete and on the disk, and a damaged one is replaced by the previous one.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from camvid_lang.errors import START_OVER, InputError
 
 __all__ = ["Checkpoints", "changed_settings", "load_checkpoint"]
 
+KINDS = ("last", "best")
 KEPT = 2  # of kind `last`
+KEYS = {"settings", "identity", "epoch", "history", "model", "optimizer", "scaler", "random"}
 _NAME = re.compile(r"(last|best)-(\d+)\.pt")
 # Where files are may change from one session to the next; their content is compared instead.
 _LOCATIONS = ("weights", "text_bank")
@@ -80,7 +82,7 @@ def load_checkpoint(path: str | Path) -> dict:
         reason = textwrap.shorten(str(error) or type(error).__name__, 150)
         what = f"{path} is damaged or not a checkpoint ({reason})"
         raise InputError(f"{what}: delete it, or {START_OVER}") from error
-    if not isinstance(state, dict) or not {"settings", "model", "epoch"} <= state.keys():
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise InputError(f"checkpoint {path} was not written by camvid_lang: choose another folder")
     return state
 

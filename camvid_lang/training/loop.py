@@ -225,7 +225,8 @@ class Trainer:
             return self.history
         path, state = found
         changed = changed_settings(state["settings"], self.experiment.settings())
-        if changed := changed or changed_content(state.get("identity", {}), self.identity):
+        changed += changed_content(state["identity"], self.model, self.identity["frames"])
+        if changed:
             raise InputError(
                 f"checkpoint {path} is of another run ({'; '.join(changed)}): undo the change, "
                 f"choose another folder, or {START_OVER}"
@@ -252,8 +253,9 @@ def frozen_state(model: SegmentationModel) -> dict:
     return {"encoder": digest.hexdigest(), "text": text.detach().cpu()}
 
 
-def changed_content(stored: dict, current: dict) -> list[str]:
-    """What differs between the `Trainer.identity` of a checkpoint and that of this run."""
+def changed_content(stored: dict, model: SegmentationModel, frames: str | None = None) -> list[str]:
+    """What differs between the `Trainer.identity` of a checkpoint and `model` (and `frames`)."""
+    current = {"frames": frames or stored.get("frames"), **frozen_state(model)}
     text, now = stored.get("text", torch.zeros(0)), current["text"]
     # Not bit for bit: another machine embeds the same words with other rounding errors.
     same_text = text.shape == now.shape and torch.allclose(text, now, atol=1e-3)

@@ -4,6 +4,7 @@ Training never waits for the mirror and never fails because of it: a thread copi
 tries again after the next epoch and at the end. Copies are checked when they are restored.
 """
 
+import contextlib
 import errno
 import threading
 import time
@@ -47,16 +48,25 @@ class Mirror:
         self._thread: threading.Thread | None = None
         self._failure = ""  # of the latest update
 
-    def restore(self) -> None:
+    @property
+    def active(self) -> bool:
+        """Whether anything was given to copy."""
+        return self._thread is not None
+
+    def restore(self, name: str) -> None:
         """Copy to `local` what it lacks: the newest undamaged checkpoint, the best, the results.
 
+        Args:
+            name: of the experiment.
+
         Raises:
-            InputError: the mirror cannot be read. Without it, training would start over.
+            InputError: the mirror holds another experiment, or cannot be read. Without it, training
+                would start over.
         """
         for attempt in range(ATTEMPTS):
             time.sleep(PAUSE if attempt else 0)
             try:
-                return self._restore()
+                return self._restore(name)
             except OSError as error:
                 failure = error
         raise InputError(
@@ -64,8 +74,19 @@ class Mirror:
             "choose another mirror"
         ) from failure
 
-    def _restore(self) -> None:
+    def _held(self) -> str | None:
+        """The experiment of which the mirror holds a run; None if it holds nothing readable."""
+        with contextlib.suppress(InputError):
+            return read_results(self.remote / "results.json")["experiment"]
+        for path in reversed(self.there.files()):
+            with contextlib.suppress(InputError):
+                return load_checkpoint(path)["settings"].get("name")
+        return None
+
+    def _restore(self, name: str) -> None:
         self.there.folder.stat()  # an unmounted drive must not look like an empty one
+        if (held := self._held()) not in (None, name):
+            raise InputError(f"mirror {self.remote} holds a run of {held}: choose another mirror")
         for kind in ("last", "best"):
             for path in reversed(self.there.files(kind)):
                 own = self.own.files(kind)
@@ -142,8 +163,9 @@ class Mirror:
         names = [path.name for path in files]
         newest = max(map(epoch_of, self.own.files()), default=0)
         for path in (*self.there.files("last"), *self.there.files("best")):
-            # What is further on than this run is kept, whatever the reason.
+            # Checkpoints of later epochs than this run has are kept, whatever the reason.
             if path.name not in names and epoch_of(path) <= newest:
                 delete(path)
-        for rest in self.there.folder.glob("*.part"):  # of a process that was killed
-            delete(rest)
+        for folder in (self.remote, self.there.folder):
+            for leftover in folder.glob("*.part"):  # of a process that was killed
+                delete(leftover)
