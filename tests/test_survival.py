@@ -28,7 +28,7 @@ from camvid_lang.training.checkpoint import (
 )
 from camvid_lang.training.mirror import Mirror
 
-STATE = {**dict.fromkeys(KEYS, {}), "settings": {"name": "x"}, "epoch": 1}
+STATE = {**{key: {} for key in KEYS}, "settings": {"name": "x"}, "epoch": 1}
 
 
 def experiment(**changes):

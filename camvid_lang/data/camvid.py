@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from camvid_lang.data.classes import VOID
 from camvid_lang.errors import InputError
@@ -58,7 +58,9 @@ class Frames:
 
     def to(self, device: str | torch.device) -> "Frames":
         """The same frames with both tensors on `device`."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        moved = replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        vars(moved)["digest"] = self.digest  # not computed again, from a copy of a GPU's memory
+        return moved
 
     @cached_property
     def digest(self) -> str:
@@ -125,23 +127,18 @@ def _decode(path: Path, modes: str, needed: str, convert: Callable) -> np.ndarra
     raise InputError(f"{path}: image mode {mode}, but {needed}")
 
 
-def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
-    """Read an image file as uint8 (H, W, 3), RGB in 0..255.
+def read_image(path: str | Path) -> np.ndarray:
+    """Read the image file of a frame as uint8 (H, W, 3), RGB in 0..255.
 
-    Grey and palette images are converted; an alpha channel is dropped.
-
-    Args:
-        path: of any format that Pillow reads.
-        upright: apply the EXIF orientation, as for photos from a phone. Off for frames, which
-            would no longer match their labels.
+    Grey and palette images are converted; an alpha channel is dropped. An EXIF orientation is not
+    applied, as the frame would no longer match its label.
 
     Raises:
         InputError: a missing, damaged or 16-bit file, or one too large for Pillow (179 megapixels).
     """
     modes = "1 L LA P PA RGB RGBA RGBX CMYK YCbCr HSV LAB"
-    turn = ImageOps.exif_transpose if upright else lambda image: image
     needed = "an 8-bit image is needed; save it as RGB"
-    return _decode(Path(path), modes, needed, lambda image: turn(image).convert("RGB"))
+    return _decode(Path(path), modes, needed, lambda image: image.convert("RGB"))
 
 
 def read_label(path: str | Path) -> np.ndarray:
