@@ -5,11 +5,12 @@ summed before anything is divided, per-frame scores are never averaged. `ABSENT_
 how absent classes count.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ __all__ = [
     "confusion_matrix",
     "evaluate",
     "predict",
+    "predict_averaged",
     "score",
     "scores",
 ]
@@ -92,12 +94,42 @@ def predict(model: SegmentationModel, images: Tensor) -> Tensor:
         return model.segment(images)
 
 
+@torch.inference_mode()
+def predict_averaged(
+    model: SegmentationModel, images: Tensor, scales: Sequence[float], flip: bool
+) -> Tensor:
+    """As `predict`, from probabilities averaged over resized images and, with `flip`, mirrored."""
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    height, width = images.shape[-2:]
+
+    def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    total = torch.zeros((), device=images.device)
+    for scale in scales:
+        resized = resize(images, (round(height * scale), round(width * scale)))
+        for mirrored in (False, True) if flip else (False,):
+            with autocast(images.device):
+                output = model(resized.flip(-1) if mirrored else resized)
+            shares = (output.float() / model.temperature).softmax(dim=1)
+            total = total + resize(shares.flip(-1) if mirrored else shares, (height, width))
+    return total.argmax(dim=1).to(torch.uint8)
+
+
 def evaluate(
-    model: SegmentationModel, frames: Frames, batch_size: int = 2, desc: str = "evaluate"
+    model: SegmentationModel,
+    frames: Frames,
+    batch_size: int = 2,
+    desc: str = "evaluate",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> dict:
-    """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists)."""
+    """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists).
+
+    Other `scales` or `flip` use `predict_averaged`, which the thesis does not.
+    """
     batches = -(-len(frames) // batch_size)
-    pairs = _predictions(model, frames, batch_size)
+    pairs = _predictions(model, frames, batch_size, scales, flip)
     return _with_confusion(tqdm(pairs, desc=desc, total=batches, unit="batch"))
 
 
@@ -107,12 +139,18 @@ def _with_confusion(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict:
 
 
 def _predictions(
-    model: SegmentationModel, frames: Frames, batch_size: int
+    model: SegmentationModel,
+    frames: Frames,
+    batch_size: int,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     model.eval()
     for start in range(0, len(frames), batch_size):
         part = slice(start, start + batch_size)
-        yield predict(model, frames.images[part]), frames.labels[part]
+        images, plain = frames.images[part], tuple(scales) == (1,) and not flip
+        found = predict(model, images) if plain else predict_averaged(model, images, scales, flip)
+        yield found, frames.labels[part]
 
 
 def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> list[int]:
