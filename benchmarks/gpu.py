@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import threading
 import time
@@ -48,8 +47,7 @@ RECIPES = {
     "swiftnet-best": {},
     "best": {},
 }
-RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names,seed=0", "swiftnet-best,seed=0"]
-RUNS += ["best,seed=0"]
+RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names", "swiftnet-best", "best"]
 AVERAGED = {"scales": (0.75, 1.0, 1.25), "flip": True}
 EVALUATE_BATCH = 4
 GIB = 1024**3
@@ -99,15 +97,12 @@ class Piece:
         if "swiftnet" not in name:
             given["text_bank"] = str(weights / BANK)
         if self.tiny:
-            given |= {"epochs": 2, "limit": 8, "crop": 64, "batch_size": 4}
+            given |= {"epochs": 2, "limit": 4, "crop": 64, "batch_size": 2}
         return configure(name, **{**given, **settings})
 
-    def load(self, split: str, limit: int | None) -> Frames:
+    def load(self, split: str, limit: int) -> Frames:
+        limit = min(limit, 4) if self.tiny else limit
         return load_camvid(self.options.data, split, limit or None).to(self.device)
-
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 class InMemory:
@@ -131,7 +126,7 @@ def check_machine(piece: Piece) -> None:
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         piece.report(card=card.name, memory=card.total_memory, cuda=torch.version.cuda)
-    piece.report(python=platform.python_version(), versions=versions(), cpus=os.cpu_count())
+    piece.report(versions=versions(), cpus=os.cpu_count())
     piece.wait_for_others("loaded")
     with piece.alone():
         rate = bench.matmul_rate(device, mixed_precision(device))
@@ -146,7 +141,7 @@ def check_recipe(piece: Piece) -> None:
     experiment, device = piece.experiment(piece.name), piece.device
     piece.report(settings=experiment.settings())
     model = to_device(build_model(experiment)[0], device)
-    frames, few = piece.load("trainval", 8 if piece.tiny else 24), piece.load("test", 4)
+    frames, few = piece.load("trainval", 24), piece.load("test", 4)
     epoch, kept = replace(experiment, epochs=1, warmup_epochs=0), InMemory()
     piece.report(history=train(model, frames, epoch, kept, device), weights=list(kept.weights))
     trainer = Trainer(model, experiment, device, frames.digest)
@@ -159,28 +154,17 @@ def check_recipe(piece: Piece) -> None:
                 trainer.step(images, labels)
                 yield
 
-    step, seconds = steps(), 0.1 if piece.tiny else 4
+    step, enough = steps(), 0.1 if piece.tiny else 3
 
-    def milliseconds_per_step(every: int) -> float:
-        """Waits for the GPU every so many steps."""
+    def speed(every: int = 1 if piece.tiny else 10) -> dict:
+        """The time of a step, waiting for the GPU every so many steps."""
+        bench.reset_peak(device.type)
         for _ in range(1 if piece.tiny else 5):
             next(step)
-        piece.synchronise()
-        started, done = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            for _ in range(every):
-                next(step)
-            piece.synchronise()
-            done += every
-        return 1e3 * (time.perf_counter() - started) / done
-
-    def speed() -> dict:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        found = {"ms": milliseconds_per_step(every=1 if piece.tiny else 10)}
-        if device.type == "cuda":
-            found["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
-        return {**found, "images_per_second": 1e3 * experiment.batch_size / found["ms"]}
+        timer = Timer("for _ in range(n): next(step)", globals={"n": every, "step": step})
+        seconds = timer.blocked_autorange(min_run_time=enough).median / every
+        found = {"ms": 1e3 * seconds, "images_per_second": experiment.batch_size / seconds}
+        return {**found, "peak_gib": bench.peak_bytes(device.type) / GIB}
 
     piece.wait_for_others("loaded")
     model.train()
@@ -190,14 +174,14 @@ def check_recipe(piece: Piece) -> None:
         piece.report(tuned=speed())
         torch.backends.cudnn.benchmark = False
         for key, more in (("plain", {}), ("averaged", AVERAGED)):
-            evaluate(model, few, EVALUATE_BATCH, **more)
-            started = time.perf_counter()
-            miou = evaluate(model, few, EVALUATE_BATCH, **more)["miou"]
-            milliseconds = 1e3 * (time.perf_counter() - started) / len(few)
+            for _ in range(2):  # the first is slower
+                started = time.perf_counter()
+                miou = evaluate(model, few, EVALUATE_BATCH, **more)["miou"]
+                milliseconds = 1e3 * (time.perf_counter() - started) / len(few)
             piece.report(**{f"evaluate_{key}": {"ms_per_frame": milliseconds, "miou": miou}})
     model.train()
     piece.wait_for_others("timed")
-    piece.report(shared_ms=milliseconds_per_step(every=1))
+    piece.report(shared=speed(every=1))
 
 
 def cost(piece: Piece) -> None:
@@ -221,9 +205,7 @@ def cost(piece: Piece) -> None:
             return {"peaks": peaks, "batch": None}
         slope = max((peaks[more] - peaks[few]) / (more - few), 1)
         batch = min(int(more + (budget - peaks[more]) / slope), 8 if tiny else 4096)
-        for _ in range(3):
-            if batch < 2:
-                break
+        while batch >= 2:
             peaks[batch] = bench.peak_of_two_steps(replace(case, batch=batch))
             if peaks[batch] is not None and peaks[batch] <= budget:
                 break
@@ -242,10 +224,6 @@ def cost(piece: Piece) -> None:
                 model.zero_grad(set_to_none=True)
                 bench.reset_peak(case.device)  # the next piece needs the memory
             piece.report(**{f"{what}_{size[0]}x{size[1]}": found})
-
-
-class OutOfTime(Exception):
-    pass
 
 
 def train_and_score(piece: Piece) -> None:
@@ -277,13 +255,12 @@ def train_and_score(piece: Piece) -> None:
             piece.report(history=history, meanwhile=meanwhile, seconds=seconds, stopped_early=late)
             piece.say(f"epoch {done}/{epochs}, loss {history[-1]['loss']:.3f}, {meanwhile}")
         if late:
-            raise OutOfTime
+            raise TimeoutError
 
     torch.backends.cudnn.benchmark = piece.options.tuned
-    with suppress(OutOfTime):
+    with suppress(TimeoutError):
         train(model, frames, experiment, kept, device, after_epoch)
-    if device.type == "cuda":
-        piece.report(peak_gib=torch.cuda.max_memory_allocated(device) / GIB)
+    piece.report(peak_gib=bench.peak_bytes(device.type) / GIB)
     del frames
     *_, best = kept.weights  # ema, where there is one
     plans = {kind: (kind, {}) for kind in reversed(kept.weights)}
@@ -293,8 +270,8 @@ def train_and_score(piece: Piece) -> None:
         scores[key] = score(kind, **averaged)
         piece.report(scores=scores)
         piece.say(f"{key}: mIoU {scores[key]['miou']:.2f}")
-    for key, words in WORDS.items() if experiment.text_bank else ():
-        bank = TextBank(experiment.text_bank)
+    bank = TextBank(experiment.text_bank) if experiment.text_bank else None
+    for key, words in WORDS.items() if bank else ():
         model.text.copy_(embed_classes(parse_classes(words), bank))
         other_words[key] = {"words": words, **score(best)}
         piece.report(other_words=other_words)
@@ -332,30 +309,29 @@ def main() -> None:
     options = parser.parse_args()
     options.end = time.time() + options.limit
     os.environ["TQDM_DISABLE"] = "1"  # inherited by the pieces
-    if options.stage == "train":
-        actions = dict.fromkeys(options.runs, train_and_score)
-    elif options.stage == "check":
-        names = ["best"] if options.tiny else RECIPES
-        actions = {"machine": check_machine, **dict.fromkeys(names, check_recipe)}
-    else:
-        names = bench.SWEEP[:1] if options.tiny else bench.SWEEP
-        actions = {f"{name}.{style}": cost for name in names for style in bench.STYLES}
+    recipes, costly = (["best"], ["swiftnet"]) if options.tiny else (RECIPES, bench.SWEEP)
+    costs = {f"{name}.{style}": cost for name in costly for style in bench.STYLES}
+    actions = {
+        "check": {"machine": check_machine, **dict.fromkeys(recipes, check_recipe)},
+        "cost": costs,
+        "memory": costs,
+        "train": dict.fromkeys(options.runs, train_and_score),
+    }[options.stage]
     context = multiprocessing.get_context("spawn")
     barriers = {mark: context.Barrier(len(actions)) for mark in ("loaded", "timed")}
-    pieces = {name: Piece(options, name, barriers) for name in actions}
-    processes = {
-        name: context.Process(target=run_piece, args=(piece, actions[name]), daemon=True)
-        for name, piece in pieces.items()
-    }
-    for process in processes.values():
+    running = []
+    for name, action in actions.items():
+        piece = Piece(options, name, barriers)
+        process = context.Process(target=run_piece, args=(piece, action), daemon=True)
         process.start()
-    for name, process in processes.items():
+        running.append((piece, process))
+    for piece, process in running:
         process.join(max(0, options.end - time.time()))
         if process.is_alive():
             process.kill()
             process.join()
-            pieces[name].report(stopped=True)
-        pieces[name].say(f"ended ({process.exitcode})")
+            piece.report(stopped=True)
+        piece.say(f"ended ({process.exitcode})")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ for stage in ${STAGES:-check cost memory train}; do
     *) limit=${TRAIN_S:-500} ;;
     esac
     # shellcheck disable=SC2086
-    timeout -k 3 $((limit + 12)) python3 -u "$here/gpu.py" "$stage" --data "$data" \
+    timeout -k 3 $((limit + 30)) python3 -u "$here/gpu.py" "$stage" --data "$data" \
         --weights "$weights" --out "$out" --limit "$limit" --device "${DEVICE:-cuda}" \
         ${MORE:-} ${RUNS:+--runs $RUNS}
 done 2>&1 | tee -a "$out/gpu.log"

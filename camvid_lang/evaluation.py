@@ -5,7 +5,8 @@ summed before anything is divided, per-frame scores are never averaged. `ABSENT_
 how absent classes count.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,9 +103,7 @@ def predict_averaged(
     images = images.float() / 255 if images.dtype == torch.uint8 else images
     height, width = images.shape[-2:]
 
-    def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
+    resize = partial(F.interpolate, mode="bilinear", align_corners=False)
     total = torch.zeros((), device=images.device)
     for scale in scales:
         resized = resize(images, (round(height * scale), round(width * scale)))
@@ -129,7 +128,9 @@ def evaluate(
     Other `scales` or `flip` use `predict_averaged`, which the thesis does not.
     """
     batches = -(-len(frames) // batch_size)
-    pairs = _predictions(model, frames, batch_size, scales, flip)
+    plain = tuple(scales) == (1,) and not flip
+    function = predict if plain else partial(predict_averaged, scales=scales, flip=flip)
+    pairs = _predictions(model, frames, batch_size, function)
     return _with_confusion(tqdm(pairs, desc=desc, total=batches, unit="batch"))
 
 
@@ -142,15 +143,12 @@ def _predictions(
     model: SegmentationModel,
     frames: Frames,
     batch_size: int,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    function: Callable[[SegmentationModel, Tensor], Tensor] = predict,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     model.eval()
     for start in range(0, len(frames), batch_size):
         part = slice(start, start + batch_size)
-        images, plain = frames.images[part], tuple(scales) == (1,) and not flip
-        found = predict(model, images) if plain else predict_averaged(model, images, scales, flip)
-        yield found, frames.labels[part]
+        yield function(model, frames.images[part]), frames.labels[part]
 
 
 def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> list[int]:

@@ -107,13 +107,8 @@ def scaled_crops(
     At scale 2 a crop of 224 pixels shows 112 pixels of the frame. Scales are log-uniform. What lies
     outside the frame, at small scales, has the frame's mean colour and the label void.
 
-    Args:
-        images: (N, 3, H, W) uint8.
-        labels: (N, H, W) uint8.
-        size: side or (h, w) of the crops in pixels.
-        scales: smallest and largest.
-        generator: on the CPU.
-        indices: which B of the frames.
+    Arguments are those of `random_crops`, and the smallest and largest of the `scales`; images
+    and labels are uint8.
 
     Returns:
         Images (B, 3, h, w) float in [0, 1], bilinear, and labels (B, h, w) uint8, nearest.

@@ -87,7 +87,7 @@ def train(
                 on_epoch(history)
         check_signals()
     if trainer.average:
-        trainer.average.copy_to_model()
+        model.load_trained_state({**model.trained_state(), **trainer.average.weights})
     return history
 
 
@@ -186,9 +186,8 @@ class Average:
         update = get_ema_multi_avg_fn(min(self.decay, self.steps / (self.steps + 9)))
         update(list(self.weights.values()), list(self.live.values()), self.steps)
 
-    def copy_to_model(self) -> None:
-        for key, value in self.live.items():
-            value.copy_(self.weights[key])
+    def state(self) -> dict:
+        return {"steps": self.steps, "weights": self.weights}
 
     def load_state(self, state: dict) -> None:
         self.steps = state["steps"]
@@ -251,15 +250,13 @@ class Trainer:
         random = {"torch": torch.get_rng_state(), "generator": self.generator.get_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        average = self.average
-        averaged = {"steps": average.steps, "weights": average.weights} if average else {}
         return {
             "settings": self.experiment.settings(),
             "identity": self.identity,
             "epoch": len(self.history),
             "history": self.history,
             "model": self.model.trained_state(),
-            "average": averaged,
+            "average": self.average.state() if self.average else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random,
