@@ -39,14 +39,9 @@ from camvid_lang.run import build_model
 from camvid_lang.training.loop import Trainer, train
 
 RESNET, BANK = "resnet18_imagenet1k_v1.safetensors", "clip_vit_b16_text.npz"
+RECIPES = ("swiftnet", "full-names", "swiftnet-best", "best")
 NARROW = {"width": 128, "spp_bottleneck": 128, "spp_width": 128}
-# {experiment: what is changed in it}
-RECIPES = {
-    "swiftnet": {},
-    "full-names": {"encoder": "resnet18", "batch_size": 12, **NARROW},
-    "swiftnet-best": {},
-    "best": {},
-}
+CHANGES = {"full-names": {"encoder": "resnet18", "batch_size": 12, **NARROW}}
 RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names", "swiftnet-best", "best"]
 AVERAGED = {"scales": (0.75, 1.0, 1.25), "flip": True}
 EVALUATE_BATCH = 4
@@ -93,7 +88,7 @@ class Piece:
 
     def experiment(self, name: str, **settings: str) -> Experiment:
         weights = self.options.weights
-        given = {**RECIPES[name], "weights": str(weights / RESNET)}
+        given = {**CHANGES.get(name, {}), "weights": str(weights / RESNET)}
         if "swiftnet" not in name:
             given["text_bank"] = str(weights / BANK)
         if self.tiny:
