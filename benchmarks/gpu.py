@@ -14,10 +14,8 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -44,8 +42,7 @@ NARROW = {"width": 128, "spp_bottleneck": 128, "spp_width": 128}
 CHANGES = {"full-names": {"encoder": "resnet18", "batch_size": 12, **NARROW}}
 RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names", "swiftnet-best", "best"]
 AVERAGED = {"scales": (0.75, 1.0, 1.25), "flip": True}
-EVALUATE_BATCH = 4
-GIB = 1024**3
+EVALUATE_BATCH, GIB = 4, 1024**3
 # Other words for the 11 classes, asked of the trained models.
 WORDS = {
     "camvid": "sky, building, pole, road, pavement, tree, traffic sign, fence, car, person, rider",
@@ -74,8 +71,7 @@ class Piece:
             part.replace(file)
 
     def say(self, text: str) -> None:
-        passed = time.time() - self.options.end + self.options.limit
-        print(f"[{passed:6.1f}] {self.name}: {text}", flush=True)
+        print(f"[{time.time() - self.options.began:6.1f}] {self.name}: {text}", flush=True)
 
     def wait_for_others(self, mark: str) -> None:
         """Until all pieces have come so far, 30 s at most, so that none disturbs a timing."""
@@ -282,11 +278,10 @@ def run_piece(piece: Piece, action: Callable[[Piece], None]) -> None:
     try:
         action(piece)
     except BaseException as error:
-        traceback.print_exc()
         for barrier in piece.barriers.values():
             barrier.abort()
         piece.report(error=f"{type(error).__name__}: {error}"[:500])
-        sys.exit(1)
+        raise
 
 
 def main() -> None:
@@ -295,6 +290,7 @@ def main() -> None:
     for name in ("data", "weights", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--limit", type=float, required=True, help="seconds of the stage")
+    parser.add_argument("--began", type=float, default=time.time(), help="in seconds since 1970")
     parser.add_argument("--reserve", type=float, default=60, help="seconds kept for evaluation")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="rehearsal on a CPU: tiny numbers")
@@ -302,7 +298,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=15, help="GiB of the largest batch")
     parser.add_argument("--runs", nargs="*", default=RUNS, metavar="NAME,KEY=VALUE,...")
     options = parser.parse_args()
-    options.end = time.time() + options.limit
+    options.end = options.began + options.limit
     os.environ["TQDM_DISABLE"] = "1"  # inherited by the pieces
     recipes, costly = (["best"], ["swiftnet"]) if options.tiny else (RECIPES, bench.SWEEP)
     costs = {f"{name}.{style}": cost for name in costly for style in bench.STYLES}
