@@ -32,6 +32,6 @@ for stage in ${STAGES:-check cost memory train}; do
     esac
     # shellcheck disable=SC2086
     timeout -k 3 $((limit + 30)) python3 -u "$here/gpu.py" "$stage" --data "$data" \
-        --weights "$weights" --out "$out" --limit "$limit" --began "$(date +%s)" --device "${DEVICE:-cuda}" \
-        ${MORE:-} ${RUNS:+--runs $RUNS}
+        --weights "$weights" --out "$out" --limit "$limit" --began "$(date +%s)" \
+        --device "${DEVICE:-cuda}" ${MORE:-} ${RUNS:+--runs $RUNS}
 done 2>&1 | tee -a "$out/gpu.log"
