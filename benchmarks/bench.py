@@ -39,7 +39,7 @@ from camvid_lang.results import versions
 from camvid_lang.run import build_model
 from camvid_lang.training.loop import make_optimizer, segmentation_loss, training_step
 
-HEAD = (640, 56, 56, 224)  # channels, height and width of the features; side of the output
+HEAD_CHANNELS = 640  # of the features, at a quarter of the output's size
 STYLES = ("thesis", "ours")
 SWEEP = ("frozen-names", "full-narrow-descriptions", "full-descriptions")
 SWEEP_BATCHES = (2, 4, 6, 10, 16, 32)
@@ -79,16 +79,16 @@ def prepare(case: Case) -> Callable[[], object]:
     torch.manual_seed(0)
     device, ours, shape = torch.device(case.device), case.style == "ours", (case.batch, *case.size)
     if case.what == "head":
-        channels, height, width, side = HEAD
-        features = torch.randn(case.batch, channels, height, width, device=device)
+        height, width = (side // 4 for side in case.size)
+        features = torch.randn(case.batch, HEAD_CHANNELS, height, width, device=device)
         features.requires_grad_()
-        text = F.normalize(torch.randn(NUM_CLASSES, channels, device=device), dim=1)
-        gradient = torch.randn(case.batch, NUM_CLASSES, side, side, device=device)
+        text = F.normalize(torch.randn(NUM_CLASSES, HEAD_CHANNELS, device=device), dim=1)
+        gradient = torch.randn(case.batch, NUM_CLASSES, *case.size, device=device)
         head = cosine_logits if ours else cosine_logits_reference
 
         def run_head() -> None:
             features.grad = None
-            head(features, text, (side, side)).backward(gradient)
+            head(features, text, case.size).backward(gradient)
 
         return run_head
 
@@ -136,7 +136,7 @@ def peak_bytes(device: str) -> int:
     return 1024 * int(found[1])
 
 
-def measure(case: Case) -> dict:
+def measure(case: Case, min_run_time: float = 2) -> dict:
     """Seconds, peak bytes on top of model and inputs, and FLOPs; or `error`: out of memory."""
     try:
         action = prepare(case)
@@ -149,7 +149,7 @@ def measure(case: Case) -> dict:
         with FlopCounterMode(display=False) as counter:
             action()
         timer = Timer("action()", globals={"action": action}, num_threads=torch.get_num_threads())
-        seconds = timer.blocked_autorange(min_run_time=2).median
+        seconds = timer.blocked_autorange(min_run_time=min_run_time).median
         return {"seconds": seconds, "extra_bytes": extra, "flops": counter.get_total_flops()}
     except torch.OutOfMemoryError as error:
         return {"error": f"out of memory: {error}"}

@@ -119,6 +119,9 @@ def run(args: argparse.Namespace) -> None:
 
       camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\
         --weights resnet18.safetensors --text-bank clip_text.npz
+
+    Beyond the thesis: swiftnet-best (mIoU 69.4 % on CamVid test after 220 epochs on a GPU, where
+    swiftnet has 61.4 and 62.5 at the end of its 400) and best, the same with language.
     """
     from camvid_lang.experiments import configure
     from camvid_lang.report.html import report_runs

@@ -5,11 +5,13 @@ summed before anything is divided, per-frame scores are never averaged. `ABSENT_
 how absent classes count.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
@@ -26,6 +28,7 @@ __all__ = [
     "confusion_matrix",
     "evaluate",
     "predict",
+    "predict_averaged",
     "score",
     "scores",
 ]
@@ -96,12 +99,43 @@ def predict(model: SegmentationModel, images: Tensor) -> Tensor:
         return model.segment(images.to(device))
 
 
+@torch.inference_mode()
+def predict_averaged(
+    model: SegmentationModel, images: Tensor, scales: Sequence[float], flip: bool
+) -> Tensor:
+    """As `predict`, from probabilities averaged over resized images and, with `flip`, mirrored."""
+    images = images.to(next(model.parameters(), images).device)
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    height, width = images.shape[-2:]
+
+    resize = partial(F.interpolate, mode="bilinear", align_corners=False)
+    total = torch.zeros((), device=images.device)
+    for scale in scales:
+        resized = resize(images, (round(height * scale), round(width * scale)))
+        for mirrored in (False, True) if flip else (False,):
+            with autocast(images.device):
+                output = model(resized.flip(-1) if mirrored else resized)
+            shares = (output.float() / model.temperature).softmax(dim=1)
+            total = total + resize(shares.flip(-1) if mirrored else shares, (height, width))
+    return total.argmax(dim=1).to(torch.uint8)
+
+
 def evaluate(
-    model: SegmentationModel, frames: Frames, batch_size: int = 2, desc: str = "evaluate"
+    model: SegmentationModel,
+    frames: Frames,
+    batch_size: int = 2,
+    desc: str = "evaluate",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> dict:
-    """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists)."""
+    """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists).
+
+    Other `scales` or `flip` use `predict_averaged`, which the thesis does not.
+    """
     batches = -(-len(frames) // batch_size)
-    pairs = _predictions(model, frames, batch_size)
+    plain = tuple(scales) == (1,) and not flip
+    function = predict if plain else partial(predict_averaged, scales=scales, flip=flip)
+    pairs = _predictions(model, frames, batch_size, function)
     return _with_confusion(tqdm(pairs, desc=desc, total=batches, unit="batch"))
 
 
@@ -111,12 +145,15 @@ def _with_confusion(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict:
 
 
 def _predictions(
-    model: SegmentationModel, frames: Frames, batch_size: int
+    model: SegmentationModel,
+    frames: Frames,
+    batch_size: int,
+    function: Callable[[SegmentationModel, Tensor], Tensor] = predict,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     model.eval()
     for start in range(0, len(frames), batch_size):
         part = slice(start, start + batch_size)
-        found = predict(model, frames.images[part])
+        found = function(model, frames.images[part])
         yield found, frames.labels[part].to(found.device)
 
 

@@ -93,7 +93,9 @@ def build_model(
         else:  # ResNet-18 has no text tower
             text_encoder = CLIPTextEncoder(encoders.load_clip(encoders.TINY), encoders.TINY)
         text = embed_classes(prompts or trained_prompts(experiment), text_encoder)
-    return assemble(experiment, encoder, text), text_encoder
+    model = assemble(experiment, encoder, text)
+    model.input_scale = experiment.input_scale
+    return model, text_encoder
 
 
 def assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) -> SegmentationModel:
@@ -338,6 +340,8 @@ def load_run(
 ) -> tuple[SegmentationModel, Experiment, TextEncoder | None]:
     """A run's model in evaluation mode, on the CPU with its own classes; and what made it.
 
+    With the setting `ema` its weights are the averaged ones.
+
     Args:
         checkpoint: `last`, the end of training, which results are measured with; or `best`, by mIoU
             over the training crops.
@@ -364,5 +368,6 @@ def load_run(
         path, state = saved
         if changed := changed_content(state["identity"], model):
             raise InputError(f"checkpoint {path} is of another run ({'; '.join(changed)})")
-        model.load_trained_state(state["model"])
+        averaged = state.get("average", {}).get("weights", {})
+        model.load_trained_state({**state["model"], **averaged})
     return model.eval(), experiment, text_encoder

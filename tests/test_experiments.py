@@ -30,7 +30,7 @@ NINE = [
 
 
 def test_one_entry_per_row_of_the_thesis():
-    assert list(EXPERIMENTS) == [*NINE, "full-names"]
+    assert list(EXPERIMENTS) == [*NINE, "full-names", "swiftnet-best", "best"]
     assert all(entry.name == name for name, entry in EXPERIMENTS.items())
 
 
@@ -58,6 +58,13 @@ def test_learning_rate_falls_from_all_to_a_fraction(epochs, data):
     assert 1 / 400 <= after < now <= 1
     assert learning_rate_factor(0, epochs, 1 / 400) == 1
     assert learning_rate_factor(epochs, epochs, 1 / 400) == pytest.approx(1 / 400)
+
+
+def test_warmup_rises_to_the_start_of_the_annealing():
+    factors = [learning_rate_factor(epoch, 20, 0.01, warmup=4) for epoch in range(21)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    assert factors[20] == pytest.approx(0.01)
+    assert learning_rate_factor(0, 1, 0.01, warmup=5) == 1
 
 
 def test_the_cpu_profile_takes_resnet18_where_its_weights_are_given():
@@ -101,6 +108,7 @@ def test_settings_are_read_from_text():
         ("bilinear-names", "cpu", {"epochs": "1"}, "epochs=1: bilinear-names has nothing to train"),
         ("bilinear-names", "cpu", {"encoder": "resnet18"}, "has none"),
         ("swiftnet", "cpu", {"encoder": "camvid-tiny"}, "built on resnet18"),
+        ("best", "cpu", {"scale_min": 3}, r"scale_min=3\.0 exceeds scale_max=2\.0"),
     ],
 )
 def test_what_is_wrong_is_named(name, profile, settings, message):

@@ -86,6 +86,16 @@ def test_bilinear_is_the_dense_map_upsampled_and_compared():
 
 
 @torch.no_grad()
+def test_images_are_upsampled_before_they_are_encoded():
+    model, images = make("projected").eval(), torch.randint(256, (1, 3, 64, 96)).byte()
+    plain, model.input_scale = model(images), 2.0
+    assert [x.shape[-1] for x in model.encode(images)] == [48, 24, 12, 6]
+    assert model(images).shape == plain.shape
+    assert not model(images).allclose(plain)
+    assert model.segment(images).shape == (1, 64, 96)
+
+
+@torch.no_grad()
 def test_any_text_can_be_compared_with_a_language_model():
     model, images = make("upsampler").eval(), torch.rand(1, 3, 64, 64)
     assert model(images, text(3, seed=1)).shape == (1, 3, 64, 64)

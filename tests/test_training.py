@@ -12,9 +12,10 @@ from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.device import mixed_precision, pick_device
 from camvid_lang.errors import InputError, Interrupted
+from camvid_lang.evaluation import evaluate
 from camvid_lang.experiments import configure
 from camvid_lang.models.encoder import TINY, load_clip
-from camvid_lang.run import build_model
+from camvid_lang.run import build_model, load_run
 from camvid_lang.training import loop
 from camvid_lang.training.checkpoint import Checkpoints
 from camvid_lang.training.loop import Trainer, segmentation_loss, train
@@ -56,6 +57,29 @@ def test_stopped_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_path):
     parts, resumed = trained(entry, tiny_dataset, tmp_path / "parts")
     assert [h["loss"] for h in resumed] == [h["loss"] for h in history]
     assert equal(dict(whole.state_dict()), dict(parts.state_dict()))
+
+
+def test_averaged_weights_resume_exactly_and_are_used(tiny_dataset, tmp_path):
+    entry = experiment("best", colour_jitter=0.2)
+    whole, _ = trained(entry, tiny_dataset, tmp_path / "whole")
+    for epoch in (1, 2):
+        with pytest.raises(Stopped):
+            trained(entry, tiny_dataset, tmp_path / "checkpoints", stop_after=epoch)
+    parts, _ = trained(entry, tiny_dataset, tmp_path / "checkpoints")
+    assert equal(whole.trained_state(), parts.trained_state())
+    state = newest(tmp_path / "whole")
+    assert state["average"]["steps"] == 6
+    assert equal(state["average"], newest(tmp_path / "checkpoints")["average"])
+    assert not equal(state["model"], whole.trained_state())
+    again, _ = trained(entry, tiny_dataset, tmp_path / "whole")  # finished before
+    loaded, _, _ = load_run(tmp_path)
+    assert equal(whole.trained_state(), again.trained_state())
+    assert equal(whole.trained_state(), loaded.trained_state())
+    test = load_camvid(tiny_dataset, "test")
+    plain = evaluate(loaded, test)
+    assert evaluate(loaded, test, scales=(1,), flip=False) == plain
+    averaged = evaluate(loaded, test, scales=(0.75, 1), flip=True)
+    assert averaged["confusion"] != plain["confusion"]
 
 
 def test_layers_that_draw_random_numbers_resume_exactly(tiny_dataset, tmp_path, monkeypatch):

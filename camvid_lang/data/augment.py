@@ -1,13 +1,21 @@
-"""Random crops and flips of frames in memory, and the batches of an epoch."""
+"""Random crops and flips of frames in memory, and the batches of an epoch.
 
+Beyond the thesis, crops can also change in scale and colour. All of it runs on the frames' device,
+with random numbers from a CPU generator, so that a seed gives the same crops on every device.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from camvid_lang.data.camvid import Frames
+from camvid_lang.data.classes import VOID
 from camvid_lang.errors import InputError
 
-__all__ = ["batches", "number_of_batches", "random_crops"]
+__all__ = ["batches", "jitter_colours", "number_of_batches", "random_crops", "scaled_crops"]
 
 
 def random_crops(
@@ -47,18 +55,104 @@ def random_crops(
             f"crop {high}x{wide} does not fit into frames of {height}x{width} (height x width): "
             "choose a smaller crop"
         )
-    tops = torch.randint(height - high + 1, (count,), generator=generator).tolist()
-    lefts = torch.randint(width - wide + 1, (count,), generator=generator).tolist()
-    flips = (torch.rand(count, generator=generator) < 0.5).tolist()
+    tops = torch.randint(height - high + 1, (count,), generator=generator)
+    lefts = torch.randint(width - wide + 1, (count,), generator=generator)
+    flips = torch.rand(count, generator=generator) < 0.5
+    if images.device.type == "cuda":
+        windows = torch.stack([torch.tensor(list(indices)), tops, lefts, flips.long()])
+        return _gather(images, labels, (high, wide), windows)
     image_crops = images.new_empty((count, images.shape[1], high, wide))
     label_crops = labels.new_empty((count, high, wide))
-    # Plain integers: indexing by a tensor would wait for its copy to the device.
-    for i, (index, top, left, flip) in enumerate(zip(indices, tops, lefts, flips, strict=True)):
+    windows = zip(indices, tops.tolist(), lefts.tolist(), flips.tolist(), strict=True)
+    for i, (index, top, left, flip) in enumerate(windows):
         window = (..., slice(top, top + high), slice(left, left + wide))
         image, label = images[index][window], labels[index][window]
         image_crops[i] = image.flip(-1) if flip else image
         label_crops[i] = label.flip(-1) if flip else label
     return image_crops, label_crops
+
+
+def _gather(
+    images: Tensor, labels: Tensor, size: tuple[int, int], windows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same crops in a few kernels for the whole batch, which a GPU launches faster.
+
+    `windows`: int64 (4, B) on the CPU: frame, top, left, and 1 where the crop is flipped.
+    """
+    index, top, left, flip = _copy(windows, images.device)[:, :, None, None]
+    rows = top + torch.arange(size[0], device=images.device)[:, None]
+    columns = torch.arange(size[1], device=images.device)
+    columns = left + torch.where(flip > 0, size[1] - 1 - columns, columns)
+    channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+    crops = images[index[:, None], channels, rows[:, None], columns[:, None]]
+    return crops, labels[index, rows, columns]
+
+
+def _copy(values: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor on `device`, without waiting for what is queued there."""
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
+
+
+def scaled_crops(
+    images: Tensor,
+    labels: Tensor,
+    size: int | tuple[int, int],
+    scales: tuple[float, float],
+    generator: torch.Generator,
+    indices: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """One random crop per frame at a random scale, flipped with probability 0.5.
+
+    At scale 2 a crop of 224 pixels shows 112 pixels of the frame. Scales are log-uniform. What lies
+    outside the frame, at small scales, has the frame's mean colour and the label void.
+
+    Arguments are those of `random_crops`, and the smallest and largest of the `scales`; images
+    and labels are uint8.
+
+    Returns:
+        Images (B, 3, h, w) float in [0, 1], bilinear, and labels (B, h, w) uint8, nearest.
+    """
+    size = (size, size) if isinstance(size, int) else size
+    x, y, flips, log_scales = torch.rand(4, len(indices), generator=generator, dtype=torch.float64)
+    low, high = map(math.log, scales)
+    scale = (low + (high - low) * log_scales).exp()
+    # Half the crop's sides and its centre in coordinates of the frame, which reach from -1 to 1.
+    # The crop lies within the frame along a side where it is smaller, and around it elsewhere.
+    half_y, half_x = (a / b / scale for a, b in zip(size, images.shape[-2:], strict=True))
+    centre_y, centre_x = (2 * y - 1) * (1 - half_y), (2 * x - 1) * (1 - half_x)
+    zero, sign = torch.zeros_like(scale), 1 - 2 * (flips < 0.5).double()
+    chosen = torch.tensor(list(indices), dtype=torch.float64)
+    affine = [half_x * sign, zero, centre_x, zero, half_y, centre_y]
+    packed = _copy(torch.stack([*affine, chosen], dim=1), images.device)
+    index, affine = packed[:, 6].long(), packed[:, :6].view(-1, 2, 3).float()
+    grid = F.affine_grid(affine, [len(index), 1, *size], align_corners=False)
+    pixels = images[index].float() / 255
+    mean = pixels.mean(dim=(2, 3), keepdim=True)
+    # grid_sample is 0 outside, so the value wanted there is subtracted before and added after.
+    crops = F.grid_sample(pixels - mean, grid, align_corners=False) + mean
+    ids = labels[index].float().unsqueeze(1) - VOID
+    ids = F.grid_sample(ids, grid, mode="nearest", align_corners=False).squeeze(1) + VOID
+    return crops.clamp(0, 1), ids.to(torch.uint8)
+
+
+def jitter_colours(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast and saturation of each image, times factors within 1 - x and 1 + x.
+
+    (B, 3, h, w) uint8 or float in [0, 1] -> float in [0, 1]; `strength` is x.
+    """
+    factors = 1 + strength * (2 * torch.rand(3, len(images), generator=generator) - 1)
+    brightness, contrast, saturation = _copy(factors, images.device)[:, :, None, None, None]
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+
+    def grey(colours: Tensor) -> Tensor:  # ITU-R BT.601
+        red, green, blue = colours.split(1, dim=1)
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    images = (images * brightness).clamp(0, 1)
+    mean = grey(images.mean(dim=(2, 3), keepdim=True))
+    images = (mean + (images - mean) * contrast).clamp(0, 1)
+    return torch.lerp(grey(images), images, saturation).clamp(0, 1)
 
 
 def number_of_batches(frames: int, batch_size: int) -> int:
@@ -80,17 +174,30 @@ def number_of_batches(frames: int, batch_size: int) -> int:
 
 
 def batches(
-    frames: Frames, batch_size: int, crop: int | tuple[int, int], generator: torch.Generator
+    frames: Frames,
+    batch_size: int,
+    crop: int | tuple[int, int],
+    generator: torch.Generator,
+    scales: tuple[float, float] = (1.0, 1.0),
+    colour_jitter: float = 0.0,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One epoch: the frames in random order, each at most once, randomly cropped.
 
     Yields uint8 images (B, 3, h, w) and labels (B, h, w) on the frames' device. B is `batch_size`,
     or less in the last batch (see `number_of_batches`). `crop` is a side or (h, w) in pixels; 0
     takes whole frames, which are still flipped. `generator`, on the CPU, first draws the order,
-    then each batch's crops. Raises `InputError` as `number_of_batches` and `random_crops` do.
+    then each batch's crops. With other `scales` (see `scaled_crops`) or `colour_jitter` images are
+    float in [0, 1]. Raises `InputError` as `number_of_batches` and `random_crops` do.
     """
     count = number_of_batches(len(frames), batch_size)
     order = torch.randperm(len(frames), generator=generator)
     size = crop or tuple(frames.images.shape[-2:])
     for indices in order.split(batch_size)[:count]:
-        yield random_crops(frames.images, frames.labels, size, generator, indices.tolist())
+        pair, chosen = (frames.images, frames.labels), indices.tolist()
+        if tuple(scales) == (1, 1):
+            images, labels = random_crops(*pair, size, generator, chosen)
+        else:
+            images, labels = scaled_crops(*pair, size, scales, generator, chosen)
+        if colour_jitter:
+            images = jitter_colours(images, colour_jitter, generator)
+        yield images, labels

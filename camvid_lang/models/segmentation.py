@@ -31,6 +31,7 @@ class SegmentationModel(nn.Module):
     """
 
     temperature = 1.0
+    input_scale = 1.0  # images are upsampled by this before they are encoded
 
     def __init__(self, encoder: nn.Module, train_encoder: bool):
         super().__init__()
@@ -45,6 +46,10 @@ class SegmentationModel(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The encoder's four maps, without a graph when it is frozen."""
+        if self.input_scale != 1:
+            images = images.float() / 255 if images.dtype == torch.uint8 else images
+            size = [round(side * self.input_scale) for side in images.shape[-2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
             return self.encoder(images)
 

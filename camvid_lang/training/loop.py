@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from camvid_lang.data.augment import batches, number_of_batches
@@ -41,7 +42,7 @@ def train(
     """Train for `experiment.epochs`, less those that the newest checkpoint has done.
 
     Args:
-        model: trained in place, on `device`.
+        model: trained in place, on `device`; with `ema` it ends with the averaged weights.
         on_epoch: called after each epoch with the history so far (to draw curves, say).
 
     Returns:
@@ -64,7 +65,14 @@ def train(
         for epoch in range(done, epochs):
             started, metrics = time.perf_counter(), EpochMetrics(device)
             trainer.start_epoch(epoch)
-            for images, labels in batches(frames, size, experiment.crop, trainer.generator):
+            for images, labels in batches(
+                frames,
+                size,
+                experiment.crop,
+                trainer.generator,
+                scales=(experiment.scale_min, experiment.scale_max),
+                colour_jitter=experiment.colour_jitter,
+            ):
                 check_signals()
                 loss, output = trainer.step(images, labels)
                 metrics.add(loss, output, labels)
@@ -78,6 +86,8 @@ def train(
             if on_epoch:
                 on_epoch(history)
         check_signals()
+    if trainer.average:
+        model.load_trained_state({**model.trained_state(), **trainer.average.weights})
     return history
 
 
@@ -158,8 +168,35 @@ class EpochMetrics:
         return self.loss.item() / self.steps, scores(self.confusion)["miou"]
 
 
+class Average:
+    """Exponential moving average of the weights and running statistics that training changes.
+
+    Early steps use a smaller decay, n / (n + 9) in step n, to forget the random initialisation.
+    """
+
+    def __init__(self, model: SegmentationModel, decay: float):
+        self.decay, self.steps = decay, 0
+        # The model's own tensors, which training changes in place; step counters stay as they are.
+        self.live = {k: v for k, v in model.trained_state().items() if v.is_floating_point()}
+        self.weights = {key: value.clone() for key, value in self.live.items()}
+
+    def update(self) -> None:
+        """Add the weights as they are after a step."""
+        self.steps += 1
+        update = get_ema_multi_avg_fn(min(self.decay, self.steps / (self.steps + 9)))
+        update(list(self.weights.values()), list(self.live.values()), self.steps)
+
+    def state(self) -> dict:
+        return {"steps": self.steps, "weights": self.weights}
+
+    def load_state(self, state: dict) -> None:
+        self.steps = state["steps"]
+        for key, value in self.weights.items():
+            value.copy_(state["weights"][key])
+
+
 class Trainer:
-    """All that training changes: weights, optimizer, gradient scaler, random states, history.
+    """All that training changes: weights, their average, optimizer, scaler, random states, history.
 
     `frames` is the `Frames.digest` of the training frames.
     """
@@ -171,6 +208,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(experiment.seed)  # of order and crops
         self.model, self.experiment, self.device = model, experiment, device
         self.optimizer = make_optimizer(model, experiment)
+        self.average = Average(model, experiment.ema) if experiment.ema else None
         self.precision = mixed_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.identity = {"frames": frames, **frozen_state(model)}
@@ -179,18 +217,22 @@ class Trainer:
     def start_epoch(self, epoch: int) -> None:
         """Set training mode and anneal the learning rates to this epoch (from 0)."""
         self.model.train()
-        final, epochs = self.experiment.final_lr_fraction, self.experiment.epochs
+        set_to = self.experiment
+        rest = set_to.epochs, set_to.final_lr_fraction, set_to.warmup_epochs
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * learning_rate_factor(epoch, epochs, final)
+            group["lr"] = group["initial_lr"] * learning_rate_factor(epoch, *rest)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One `training_step`."""
+        """One `training_step`, and with `ema` an update of the average."""
         rest = self.optimizer, self.scaler, self.precision
         try:
-            return training_step(self.model, images, labels, *rest)
+            found = training_step(self.model, images, labels, *rest)
         except torch.OutOfMemoryError as error:
             sizes = f"batch_size ({self.experiment.batch_size}) or crop ({self.experiment.crop})"
             raise InputError(f"{self.experiment.name}: {error}; lower {sizes}") from error
+        if self.average:
+            self.average.update()
+        return found
 
     def end_epoch(self, loss: float, miou: float | None, seconds: float) -> None:
         """Append to the history; `InputError` where the loss or a weight is not finite."""
@@ -214,6 +256,7 @@ class Trainer:
             "epoch": len(self.history),
             "history": self.history,
             "model": self.model.trained_state(),
+            "average": self.average.state() if self.average else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random,
@@ -233,6 +276,8 @@ class Trainer:
             )
         self.model.load_trained_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state(state["average"])
         if state["scaler"]:  # empty if the device before trained without one
             self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"]["torch"])
