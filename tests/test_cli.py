@@ -76,7 +76,8 @@ def test_the_thesis_is_quoted_for_all_of_camvid_test_only(
     import camvid_lang.report.html
     import camvid_lang.segmenter
 
-    results = {"miou": 61.234, "data": {"name": name, "complete": complete}}
+    data = {"name": name, "complete": complete}
+    results = {"miou": 61.234, "data": data, "settings": {"test_split": split}}
     monkeypatch.setattr(sys.modules["camvid_lang.run"], "run", lambda *a, **k: results)
     monkeypatch.setattr(camvid_lang.report.html, "report_runs", lambda *a, **k: "page.html")
     assert smoke("frozen-names", "data", "out", "--set", f"test_split={split}") == 0

@@ -164,7 +164,7 @@ def test_folder_defects(tiny_dataset: Path, tmp_path: Path) -> None:
         f"{tiny_dataset}/val: no images in this folder",
         f"{tiny_dataset}/testannot: No such file or directory",
     )
-    with pytest.raises(InputError, match=r"no such folder; .* `sh data_download\.sh"):
+    with pytest.raises(InputError, match=r"no such folder; .* `camvid-lang data download"):
         load_camvid(tmp_path / "nowhere", "train")
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="not a folder"):
