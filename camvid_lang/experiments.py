@@ -50,7 +50,7 @@ class Experiment:
     profile: str = "thesis"
     encoder: str = _setting(THESIS_ENCODER, f"a convnext_* of open_clip, {TINY} or {RESNET18}")
     weights: str = _setting(THESIS_WEIGHTS, "a tag of open_clip, or a file")
-    text_bank: str = _setting("", ".npz of phrases and embeddings, instead of a text tower")
+    text_bank: str = _setting("", ".npz of prompts and embeddings, instead of a text tower")
     train_encoder: bool = _setting(False, "train the image encoder too")
     width: int = _setting(640, "channels of the upsampler", 1, 8192)
     spp_bottleneck: int = _setting(512, "channels of the pyramid pooling's input", 1, 8192)

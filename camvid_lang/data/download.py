@@ -189,7 +189,7 @@ def _collect(folder: Path, ready: Path, missing: dict[str, str], origin: str) ->
         results = tqdm(results, total=len(missing), desc="compare pixels", unit="image")
         failed = [result for result in results if result]
     if failed:
-        failed.sort(key=lambda text: text.endswith("missing"))  # what differs tells more
+        failed.sort(key=lambda text: text.endswith("missing"))  # what differs says more
         more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         raise InputError(
             f"{origin}: not the release of CamVid: {len(failed)} of {len(missing)} images are "

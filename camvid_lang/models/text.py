@@ -169,8 +169,8 @@ class CLIPTextEncoder:
 class TextBank:
     """Text embeddings from an .npz file of `phrases`, n texts, and `embeddings`, (n, C) floats.
 
-    A phrase may carry the name of its collection before the last slash (`cityscapes/road`); it is
-    found with or without it, and the vectors of one phrase in several collections are averaged.
+    A prompt may carry the name of its collection before the last slash (`cityscapes/road`); it is
+    found with or without it, and the vectors of one prompt in several collections are averaged.
     A class name of CamVid that is missing is looked up under `data.classes.ALIASES`.
 
     Raises:

@@ -104,7 +104,7 @@ def _line(text: str, limit: int = 80) -> str:
 def palette(n: int) -> tuple[Colour, ...]:
     """`n` different colours, for any list of classes.
 
-    The first eight are told apart with every kind of colour vision; the following are darker and
+    The first eight are distinguishable with every kind of colour vision; the others are darker and
     lighter shades of them, so beyond about 16 a legend is not enough.
     """
     colours = []
@@ -260,7 +260,7 @@ def similarity_matrices(matrices: Mapping[str, ArrayLike]) -> Figure:
     """Figure 7.1: cosine similarities (11, 11) of the classes' texts, on one colour scale.
 
     `matrices` maps a title to a matrix; below the title is the mean of what lies off the diagonal:
-    the lower, the better the texts are told apart.
+    the lower, the easier the texts are to distinguish.
     """
     arrays = {title: np.asarray(values, dtype=float) for title, values in matrices.items()}
     low = min(values.min() for values in arrays.values())

@@ -98,7 +98,7 @@ def fence(c: SceneCanvas, x: float, z0: float, z1: float, style: tuple) -> None:
     colour, gap, top, pitch, width = style
     c.wall(x, (z0, z1, 0, top), c.tone(gap, z0), "fence")
     for start in np.arange(z0, z1 - 1e-6, pitch):
-        if c.focal / start * abs(x) / start * pitch > 1.2:  # boards can be told apart
+        if c.focal / start * abs(x) / start * pitch > 1.2:  # boards are distinguishable
             c.wall(x, (start, start + width, 0, top), c.tone(colour, start), "fence")
     for y in (0.25 * top, top - 0.09):
         c.wall(x, (z0, z1, y, y + 0.09), c.tone(colour, z0, 0.9), "fence")
