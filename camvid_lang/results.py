@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.errors import InputError
 
 __all__ = ["FigureData", "read_figures", "read_results", "versions", "write_figures"]
-__all__ += ["replacing", "write_results"]
+__all__ += ["atomic_write", "delete", "write_results"]
 
 KEYS = (
     *("experiment", "accuracy", "mean_accuracy", "miou", "miou_train", "iou", "confusion"),
@@ -53,21 +54,31 @@ def read_results(path: str | Path) -> dict:
 
 def write_results(path: str | Path, results: Mapping) -> None:
     """Write `results` as JSON; the file is replaced only once it is complete."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(f"{json.dumps(results, indent=1)}\n".encode())
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` if the block succeeds."""
-    part = Path(f"{path}.part")
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that replaces `path` when the block ends; if the block raises, `path` is unchanged."""
+    temporary = Path(f"{path}.part")
     try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())  # results.json marks a run as finished
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            delete(temporary)
+        raise
+
+
+def delete(path: Path) -> None:
+    """Delete a file if it exists; emptied first, as Google Drive moves it to a bin with a quota."""
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path, 0)
+        path.unlink()
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ def write_figures(path: str | Path, data: FigureData) -> None:
     """Write `data` as .npz; the file is replaced only once it is complete."""
     arrays = {key: getattr(data, key) for key in ("images", "labels", "predictions", "names")}
     arrays |= {f"similarity/{title}": matrix for title, matrix in data.similarities.items()}
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
 
 

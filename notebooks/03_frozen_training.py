@@ -97,7 +97,7 @@ print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 # %% [markdown]
 # ## Training
 #
-# Adam on random crops (224x224 in the thesis), half of them flipped horizontally; there is no other
+# Adam on random crops (224x224 in the thesis), half of them flipped horizontally; no other
 # augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the
 # thesis) towards 1/400 of it. In epoch $e = 0, \dots, E - 1$ of $E$ it is
 #

@@ -63,7 +63,7 @@ def train(data: Path, out: Path, copy: Path | None, pipe: Connection, log: Path)
 
     Checkpoints.save = save
     watch(checkpoint.torch, "save", "writing")
-    watch(checkpoint.os, "replace", "renaming")
+    watch(os, "replace", "renaming")
     watch(mirror, "copy", "mirroring")
     pipe.send(("doing", "start"))
     run(configure("frozen-names", "smoke", **SETTINGS), data, out, device="cpu", mirror=copy)

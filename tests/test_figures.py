@@ -8,8 +8,6 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
@@ -78,14 +76,6 @@ def test_colour_labels_uses_the_palette_and_black_for_void():
     for wrong in (12, -1):
         with pytest.raises(InputError, match="12 colours; give one colour per id"):
             figures.colour_labels([[wrong]])
-
-
-@given(st.integers(0, 64))
-def test_palette_has_n_different_colours(n):
-    colours = figures.palette(n)
-    assert len(colours) == len(set(colours)) == n
-    assert all(0 <= value <= 255 for colour in colours for value in colour)
-    assert (0, 0, 0) not in colours
 
 
 def test_predictions_give_the_share_of_right_pixels_without_void():

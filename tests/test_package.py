@@ -94,7 +94,7 @@ def test_start_up_is_quick(arguments, seconds):
         assert python(*arguments).returncode == 0
         return time.perf_counter() - started
 
-    # Beside that of Python itself; the best of five, as others may use the machine.
+    # In addition to that of Python itself; the best of five, as others may use the machine.
     took = min(duration(*arguments) - duration("-c", "") for _ in range(5))
     assert took < seconds
 

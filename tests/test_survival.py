@@ -18,7 +18,7 @@ from camvid_lang.cli import main
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import configure
 from camvid_lang.run import load_run, run
-from camvid_lang.training import checkpoint, mirror
+from camvid_lang.training import mirror
 from camvid_lang.training.checkpoint import (
     KEYS,
     Checkpoints,
@@ -101,7 +101,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(harm, tmp_path, capsys):
 def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch):
     kept = Checkpoints(tmp_path)
     kept.save(STATE, 1)
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"last-0002.pt cannot be written .*No space left"):
         kept.save(STATE, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["last-0001.pt"]
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_disk_that_fills_up_inside_torch_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.os, "truncate", lambda *_: None)  # not on a device
+    monkeypatch.setattr(os, "truncate", lambda *_: None)  # not on a device
     (tmp_path / "last-0001.pt.part").symlink_to("/dev/full")
     with pytest.raises(InputError, match=r"last-0001.pt cannot be written .* free disk space"):
         Checkpoints(tmp_path).save({**STATE, "model": {"w": torch.rand(300_000)}}, 1)
@@ -250,7 +250,7 @@ def test_a_full_mirror_is_retried_and_leaves_no_parts(pair, monkeypatch, capsys)
         calls.append(handle)
         return full() if len(calls) <= 2 else fsync(handle)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", sometimes)
+    monkeypatch.setattr(os, "fsync", sometimes)
     assert copies.finish()
     complete(own, remote)
     assert "No space left" in capsys.readouterr().out

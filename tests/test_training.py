@@ -182,8 +182,9 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_dataset, make_dataset, tmp_
             trained(entry, data, tmp_path / "c")
 
 
-def test_other_weights_or_prompts_under_the_same_settings_are_refused(tiny_dataset, tmp_path):
-    """Frozen weights and prompts are in files whose content and path may change."""
+@pytest.mark.parametrize("name", ["frozen-names", "full-names"])
+def test_other_weights_or_prompts_under_the_same_settings_are_refused(name, tiny_dataset, tmp_path):
+    """Weights and prompts are in files whose content and path may change."""
     state = load_clip(TINY).state_dict()
     save_file(state, tmp_path / "one.safetensors")
     save_file(state, tmp_path / "same.safetensors")
@@ -194,11 +195,11 @@ def test_other_weights_or_prompts_under_the_same_settings_are_refused(tiny_datas
 
     def frozen(weights):
         files = {"weights": str(tmp_path / weights), "text_set": str(prompts)}
-        return experiment(encoder=TINY, **files)
+        return experiment(name, encoder=TINY, **files)
 
     with pytest.raises(Stopped):
         trained(frozen("one.safetensors"), tiny_dataset, tmp_path / "c", stop_after=1)
-    with pytest.raises(InputError, match="weights: those of the frozen encoder differ"):
+    with pytest.raises(InputError, match="weights: those of the encoder differ"):
         trained(frozen("other.safetensors"), tiny_dataset, tmp_path / "c")
     prompts.write_text(json.dumps({name: f"a {name} seen from a car" for name in CLASSES}))
     with pytest.raises(InputError, match="text_set, text_bank or weights: the text embeddings"):

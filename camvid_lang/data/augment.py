@@ -75,7 +75,8 @@ def random_crops(
 def _gather(
     images: Tensor, labels: Tensor, size: tuple[int, int], windows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same crops in a few kernels for the whole batch, which a GPU launches faster.
+    """The same crops in a few kernels for the whole batch, which a GPU launches faster;
+    on a CPU it takes 6 to 12 times as long as the loop.
 
     `windows`: int64 (4, B) on the CPU: frame, top, left, and 1 where the crop is flipped.
     """
@@ -104,7 +105,7 @@ def scaled_crops(
 ) -> tuple[Tensor, Tensor]:
     """One random crop per frame at a random scale, flipped with probability 0.5.
 
-    At scale 2 a crop of 224 pixels shows 112 pixels of the frame. Scales are log-uniform. What lies
+    At scale 2 a crop of 224 pixels shows 112 pixels of the frame. Scales are log-uniform. What is
     outside the frame, at small scales, has the frame's mean colour and the label void.
 
     Arguments are those of `random_crops`, and the smallest and largest of the `scales`; images
@@ -118,7 +119,7 @@ def scaled_crops(
     low, high = map(math.log, scales)
     scale = (low + (high - low) * log_scales).exp()
     # Half the crop's sides and its centre in coordinates of the frame, which reach from -1 to 1.
-    # The crop lies within the frame along a side where it is smaller, and around it elsewhere.
+    # The crop is within the frame along a side where it is smaller, and around it elsewhere.
     half_y, half_x = (a / b / scale for a, b in zip(size, images.shape[-2:], strict=True))
     centre_y, centre_x = (2 * y - 1) * (1 - half_y), (2 * x - 1) * (1 - half_x)
     zero, sign = torch.zeros_like(scale), 1 - 2 * (flips < 0.5).double()

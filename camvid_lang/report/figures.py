@@ -7,6 +7,7 @@ and are SVG files.
 """
 
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from camvid_lang.errors import InputError
 __all__ = ["Drawing", "architecture", "iou_venn"]
 __all__ += ["class_bars", "class_frequencies", "confusion", "curves", "similarity_matrices"]
 __all__ += ["frames_and_labels", "heat_maps", "overlay", "predictions"]
-__all__ += ["colour_labels", "palette", "to_png"]
+__all__ += ["colour_labels", "to_png"]
 
 Colour = tuple[int, int, int]  # RGB, 0..255
 STYLE = {
@@ -99,24 +100,6 @@ def _line(text: str, limit: int = 80) -> str:
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     # A legend leaves out what begins with "_"; a space of no width keeps it in.
     return f"\u200b{text}" if text.startswith("_") else text
-
-
-def palette(n: int) -> tuple[Colour, ...]:
-    """`n` different colours, for any list of classes.
-
-    The first eight are distinguishable with every kind of colour vision; the others are darker and
-    lighter shades of them, so beyond about 16 a legend is not enough.
-    """
-    colours = []
-    for index in range(n):
-        base = np.array(OKABE_ITO[index % len(OKABE_ITO)], dtype=float)
-        turn = index // len(OKABE_ITO)
-        if turn:
-            # Steps of the golden ratio spread any number of shades evenly between the two ends.
-            amount = 0.35 + 0.4 * ((turn - 1) // 2 * 0.618 % 1)
-            base += ((0 if turn % 2 else 255) - base) * amount
-        colours.append(tuple(int(value) for value in base.round()))
-    return tuple(colours)
 
 
 def _hex(colour: Colour) -> str:
@@ -259,7 +242,7 @@ def _matrix(axes: Axes, values: np.ndarray, low: float, high: float, digits: int
 def similarity_matrices(matrices: Mapping[str, ArrayLike]) -> Figure:
     """Figure 7.1: cosine similarities (11, 11) of the classes' texts, on one colour scale.
 
-    `matrices` maps a title to a matrix; below the title is the mean of what lies off the diagonal:
+    `matrices` maps a title to a matrix; below the title is the mean off the diagonal:
     the lower, the easier the texts are to distinguish.
     """
     arrays = {title: np.asarray(values, dtype=float) for title, values in matrices.items()}
@@ -339,7 +322,7 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
     labels = {"loss": "cross-entropy loss", "miou": "mIoU on the training crops (%)"}
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for index, ((run, history), colour) in enumerate(
-            zip(histories.items(), palette(len(histories)), strict=True)
+            zip(histories.items(), itertools.cycle(OKABE_ITO), strict=False)
         ):
             axes.plot(
                 [entry["epoch"] for entry in history],

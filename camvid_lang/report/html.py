@@ -1,7 +1,7 @@
 """From folders of finished runs to one HTML page that needs nothing but itself.
 
-Styles are inline, images are data URIs, there is no script, and everything that comes from outside
-(names, settings) is escaped by Jinja. The text of the page is in `report.html.j2`.
+Styles are inline, images are data URIs, scripts are not used, and everything from outside (names,
+settings) is escaped by Jinja. The text of the page is in `report.html.j2`.
 """
 
 import base64
@@ -19,7 +19,7 @@ from camvid_lang.errors import InputError
 from camvid_lang.evaluation import ABSENT_CLASS_RULE
 from camvid_lang.report import figures, tables
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import FigureData, read_figures, read_results, replacing, write_results
+from camvid_lang.results import FigureData, atomic_write, read_figures, read_results, write_results
 
 __all__ = ["report_runs"]
 
@@ -59,8 +59,8 @@ def report_runs(
     text = _page(results, {name: data for name, data in frames.items() if data})
     page = Path(page or Path(folders[0]) / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(page) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with atomic_write(page) as file:
+        file.write(text.encode(errors="backslashreplace"))
     if json_file:
         write_results(json_file, results)
     return page

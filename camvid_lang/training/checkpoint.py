@@ -4,19 +4,17 @@ A run may be killed at any moment, and disks and drives damage files. So a file 
 once it is complete and on the disk, and a damaged one is replaced by the previous one.
 """
 
-import contextlib
-import os
 import re
 import shutil
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from camvid_lang.errors import START_OVER, InputError
+from camvid_lang.results import atomic_write, delete
 
 __all__ = ["Checkpoints", "changed_settings", "load_checkpoint"]
 
@@ -28,34 +26,11 @@ _NAME = re.compile(r"(last|best)-(\d+)\.pt")
 _LOCATIONS = ("weights", "text_bank")
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` when the block ends; if the block raises, `path` is unchanged."""
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            delete(temporary)
-        raise
-
-
 def copy(source: Path, target: Path) -> None:
     """Copy a file atomically; the target's folder is made if missing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(source, "rb") as original, atomic_write(target) as file:
         shutil.copyfileobj(original, file, 1 << 20)
-
-
-def delete(path: Path) -> None:
-    """Delete a file if it exists; emptied first, as Google Drive moves it to a bin with a quota."""
-    with contextlib.suppress(FileNotFoundError):
-        os.truncate(path, 0)
-        path.unlink()
 
 
 def epoch_of(path: Path) -> int:
@@ -112,7 +87,7 @@ class Checkpoints:
         return sorted(found, key=epoch_of)
 
     def newest(self, kind: str = "last") -> tuple[Path, dict] | None:
-        """The newest undamaged checkpoint of a kind and its state; None where there are no files.
+        """The newest undamaged checkpoint of a kind and its state; None if there is no file.
 
         Raises:
             InputError: all of them are damaged.

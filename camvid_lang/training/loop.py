@@ -290,23 +290,27 @@ class Trainer:
 
 
 def frozen_state(model: SegmentationModel) -> dict:
-    """What training builds on but does not change: a frozen encoder's digest, the text matrix."""
+    """What training starts from: the digest of the untrained encoder and the text matrix."""
     digest = hashlib.sha256()
-    for value in () if model.train_encoder else model.encoder.state_dict().values():
+    for value in model.encoder.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy())
     text = getattr(model, "text", torch.zeros(0))
     return {"encoder": digest.hexdigest(), "text": text.detach().cpu()}
 
 
 def changed_content(stored: dict, model: SegmentationModel, frames: str | None = None) -> list[str]:
-    """What differs between the `Trainer.identity` of a checkpoint and `model` (and `frames`)."""
+    """What differs between the `Trainer.identity` of a checkpoint and `model`.
+
+    To train on, `frames` are compared too, and an encoder that is trained: `model` must be new.
+    """
     current = {"frames": frames or stored.get("frames"), **frozen_state(model)}
     text, now = stored.get("text", torch.zeros(0)), current["text"]
     # Not bit for bit: another machine embeds the same words with other rounding errors.
     same_text = text.shape == now.shape and torch.allclose(text, now, atol=1e-3)
     differs = {
         "the training frames differ": stored.get("frames") != current["frames"],
-        "weights: those of the frozen encoder differ": stored.get("encoder") != current["encoder"],
+        "weights: those of the encoder differ": stored.get("encoder") != current["encoder"]
+        and bool(frames or not model.train_encoder),
         "text_set, text_bank or weights: the text embeddings differ": not same_text,
     }
     return [what for what, different in differs.items() if different]
