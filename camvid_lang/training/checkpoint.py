@@ -87,7 +87,7 @@ class Checkpoints:
         return sorted(found, key=epoch_of)
 
     def newest(self, kind: str = "last") -> tuple[Path, dict] | None:
-        """The newest undamaged checkpoint of a kind and its state; None if there is no file.
+        """The newest undamaged checkpoint of a kind and its state; None where files are missing.
 
         Raises:
             InputError: all of them are damaged.
