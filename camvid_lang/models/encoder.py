@@ -133,6 +133,7 @@ class DenseCLIPEncoder(nn.Module):
 
     Attributes:
         channels: channels of the four maps; the last is the width of the text embeddings.
+        stages: the same before the head, as `taps` returns them.
     """
 
     def __init__(self, clip: open_clip.CLIP):
@@ -149,7 +150,7 @@ class DenseCLIPEncoder(nn.Module):
         *skips, deepest = (level["num_chs"] for level in info)
         with torch.no_grad():
             width = self.head(torch.zeros(1, deepest, 1, 1)).shape[1]
-        self.channels = (*skips, width)
+        self.channels, self.stages = (*skips, width), (*skips, deepest)
 
     def taps(self, images: Tensor) -> list[Tensor]:
         """The tower's own four maps for (N, 3, H, W) images, the last without the head."""
@@ -177,7 +178,7 @@ class DenseCLIPEncoder(nn.Module):
 class ResNetEncoder(nn.Module):
     """A ResNet-18 of timm, for SwiftNet and for the language model on a small machine."""
 
-    channels = (64, 128, 256, 512)
+    channels = stages = (64, 128, 256, 512)
 
     def __init__(self, network: nn.Module):
         super().__init__()

@@ -6,13 +6,15 @@ shows them as they are and none has to be closed. The drawings of figures 5.1 an
 and are SVG files.
 """
 
+import html
 import io
 import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
+from string import Template
 
 import matplotlib
 import numpy as np
@@ -27,7 +29,8 @@ from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 
 __all__ = ["Drawing", "architecture", "iou_venn"]
-__all__ += ["class_bars", "class_frequencies", "confusion", "curves", "similarity_matrices"]
+__all__ += ["class_bars", "class_frequencies", "confusion", "curves", "miou_bars"]
+__all__ += ["similarity_matrices"]
 __all__ += ["frames_and_labels", "heat_maps", "overlay", "predictions"]
 __all__ += ["colour_labels", "to_png"]
 
@@ -51,21 +54,50 @@ OKABE_ITO: tuple[Colour, ...] = tuple(ImageColor.getrgb(f"#{code}") for code in 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing that never changes, `name`.svg in this folder; a notebook shows it as it is."""
+    """A drawing: `name`.svg in this folder with numbers filled in. A notebook shows it as it is."""
 
     name: str
+    numbers: Mapping[str, object] = field(default_factory=dict)
 
     def _repr_svg_(self) -> str:
         file = resources.files("camvid_lang.report") / f"{self.name}.svg"
-        return file.read_text(encoding="utf-8")
+        escaped = {key: html.escape(str(value)) for key, value in self.numbers.items()}
+        return Template(file.read_text(encoding="utf-8")).substitute(escaped)
 
 
-def architecture(model: str = "clip-upsampler") -> Drawing:
-    """Figure 5.1: from an image to classes, with the thesis's numbers of channels.
+# Encoder and channels of the thesis's models: four stages, CLIP's head, text; see `Experiment`.
+_THESIS = {"encoder": "ConvNeXt-Base", "stages": (128, 256, 512, 1024), "head": 640, "text": 640}
+_SWIFTNET = {"encoder": "ResNet-18", "stages": (64, 128, 256, 512), "head": 512, "text": 0}
 
-    `model` is that of an experiment: bilinear, adapter, clip-upsampler (the thesis's) or swiftnet.
+
+def architecture(model: str = "clip-upsampler", result: Mapping | None = None) -> Drawing:
+    """Figure 5.1: from an image to classes, with the numbers of channels.
+
+    Args:
+        model: that of an experiment: bilinear, adapter, clip-upsampler (the thesis's) or swiftnet.
+        result: a run's `results.json`, for its encoder and numbers instead of the thesis's.
     """
-    return Drawing(f"architecture-{model}")
+    swiftnet = model == "swiftnet"
+    channels, widths = (
+        _SWIFTNET if swiftnet else _THESIS,
+        (128, 128, 42) if swiftnet else (640, 512, 640),
+    )
+    if result:
+        channels = {"encoder": result["encoder"]["name"], **result["encoder"]["channels"]}
+        widths = [result["settings"][key] for key in ("width", "spp_bottleneck", "spp_width")]
+    stages, clip = channels["stages"], channels["stages"][-1] != channels["head"]
+    return Drawing(
+        f"architecture-{model}",
+        {
+            **dict(zip(("c1", "c2", "c3", "c4"), stages, strict=True)),
+            **dict(zip(("width", "bottleneck", "level"), widths, strict=True)),
+            **{key: channels[key] for key in ("encoder", "head", "text")},
+            **{
+                "head_1": "CLIP's own head" if clip else "the last map",
+                "head_2": "at every position" if clip else "as it is",
+            },
+        },
+    )
 
 
 def iou_venn() -> Drawing:
@@ -271,6 +303,40 @@ def confusion(matrix: ArrayLike, title: str = "Confusion matrix") -> Figure:
     drawn = _matrix(axes, share, 0, 100, 0)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(drawn, ax=axes, shrink=0.8).set_label("share of the true class's pixels (%)")
+    return figure
+
+
+@_styled
+def miou_bars(
+    series: Mapping[str, float | None], published: Mapping[str, float] | None = None
+) -> Figure:
+    """mIoU of each run (percent) as bars, a diamond at the thesis's value where one is given."""
+    names = list(series)
+    figure = Canvas("mIoU of each run", 7.2, 0.9 + 0.34 * len(names))
+    axes = figure.add_subplot()
+    values = [series[name] or 0 for name in names]
+    # Grey: what has no language.
+    plain = [name == "chance" or name.startswith("swiftnet") for name in names]
+    colours = [_hex(OKABE_ITO[5 if grey else 0]) for grey in plain]
+    axes.barh([_line(name, 40) for name in names], values, color=colours)
+    for place, name in enumerate(names):
+        text = "–" if series[name] is None else f"{series[name]:.1f}"
+        axes.text(values[place] + 0.8, place, text, va="center")
+    if marked := {name: value for name, value in (published or {}).items() if name in names}:
+        places = [names.index(name) for name in marked]
+        axes.plot(
+            [*marked.values()],
+            places,
+            "D",
+            color=_hex(OKABE_ITO[3]),
+            mec="white",
+            ms=7,
+            label="thesis",
+        )
+        axes.legend(loc="lower right")
+    axes.invert_yaxis()
+    axes.set(xlabel="mIoU (%)", xlim=(0, max([*values, *(published or {}).values(), 10]) * 1.08))
+    axes.grid(axis="x")
     return figure
 
 
