@@ -51,6 +51,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 DEVICE = argument("--device", default="auto", help="cpu, cuda or auto (default)")
 FRESH = argument("--fresh", action="store_true", help="start over; the default is to resume")
 JSON = argument("--json", action="store_true", help="print JSON")
+CHECKPOINT = argument("--checkpoint", choices=("last", "best"), default="last",
+                      help="the end of training (default), or the best by mIoU over the training "
+                      "crops")  # fmt: skip
 FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
 
@@ -142,6 +145,7 @@ def run(args: argparse.Namespace) -> None:
     options = {key: getattr(args, key) for key in ("device", "fresh", "mirror", "command")}
     results = run_experiment(experiment, args.data, args.out, **options)
     page = report_runs([args.out])
+    _print_scores(results)
     thesis = THESIS_ROWS.get(experiment.name)
     published = f" (thesis: {thesis['miou']} %)" if thesis and is_camvid(results) else ""
     print(f"{experiment.name}: mIoU {_percent(results['miou'])}{published}; {page}")
@@ -182,11 +186,43 @@ def score(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=1))
         return
-    for key, title in (("accuracy",) * 2, ("mean_accuracy", "mean accuracy"), ("miou", "mIoU")):
-        print(f"{title:14}{_percent(found[key]):>9}")
-    for name, value in found["iou"].items():
-        print(f"  IoU {name:12}{_percent(value):>7}")
+    _print_scores(found)
     print(f"Void pixels are ignored. {ABSENT_CLASS_RULE}")
+
+
+@command(
+    "predict",
+    argument("run", metavar="RUN", help="folder of a finished run"),
+    argument("--data", required=True, help="folder in CamVid's layout"),
+    argument("--split", default="test", help="train, val, trainval or test (default)"),
+    argument("--out", required=True, help="folder for the id PNGs"),
+    CHECKPOINT,
+    DEVICE,
+)
+def predict(args: argparse.Namespace) -> None:
+    """Write a run's predictions for a split as id PNGs, as `score` reads them.
+
+    OUT/NAME.png holds the id 0..10 of the best class of each pixel, at the size of the frame.
+    """
+    from PIL import Image
+    from tqdm import tqdm
+
+    from camvid_lang.data.camvid import SPLITS, load_camvid
+    from camvid_lang.evaluation import predict as predict_ids
+    from camvid_lang.segmenter import load
+
+    frames, out = load_camvid(args.data, args.split), Path(args.out)
+    if len({Path(name).name for name in frames.names}) < len(frames):
+        raise InputError(f"{args.data}: frames of train and val share names; choose one --split")
+    model = load(args.run, args.checkpoint, args.device).model
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise InputError(f"{out} is not empty: choose a new folder, as `score` reads all of it")
+    for image, name in zip(frames.images, tqdm(frames.names, unit="frame"), strict=True):
+        ids = predict_ids(model, image[None])[0].cpu().numpy()
+        Image.fromarray(ids).save(out / f"{Path(name).name}.png")
+    labels = " and ".join(f"{args.data}/{part}annot" for part in SPLITS[args.split])
+    print(f"{len(frames)} predictions in {out}; score them against {labels}")
 
 
 @command("data verify", FOLDER)
@@ -222,10 +258,9 @@ def download(args: argparse.Namespace) -> None:
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
     argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the run)'),
-    argument("--checkpoint", choices=("last", "best"), default="last",
-             help="the end of training (default), or the best by mIoU over the training crops"),
+    CHECKPOINT,
     DEVICE,
-)  # fmt: skip
+)
 def segment(args: argparse.Namespace) -> None:
     """Segment images with any words, by a finished run.
 
@@ -268,6 +303,13 @@ def _same_file(path: Path) -> str:
     return str(path.resolve()).casefold()
 
 
+def _print_scores(found: dict) -> None:
+    for key, title in (("accuracy",) * 2, ("mean_accuracy", "mean accuracy"), ("miou", "mIoU")):
+        print(f"{title:14}{_percent(found[key]):>9}")
+    for name, value in found["iou"].items():
+        print(f"  IoU {name:12}{_percent(value):>7}")
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
 
@@ -306,10 +348,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters of a path
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    args = build_parser().parse_args(arguments)
-    args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds
     try:
+        args = build_parser().parse_args(arguments)
+        args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_: print(f"warning: {text}", file=sys.stderr)
             args.action(args)

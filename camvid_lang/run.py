@@ -166,6 +166,8 @@ def run(
         "train_digest": training.digest if training else "",
         "complete": report.complete and not experiment.limit,
     }
+    trained = f"{len(training)} frames to train on, " if training else ""
+    print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(test)} to test on")
     with _lock(out):
         copies = Mirror(out, mirror) if mirror else None
         checkpoints = Checkpoints(out / CHECKPOINTS, copies.update if copies else None)
