@@ -76,7 +76,7 @@ def demo(args: argparse.Namespace) -> None:
 
 @command(
     "list",
-    argument("--profile", default="thesis", help="thesis (default), cpu or smoke"),
+    argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke"),
     argument("--json", action="store_true", help="print all settings as JSON"),
 )
 def list_experiments(args: argparse.Namespace) -> None:
@@ -103,7 +103,7 @@ def list_experiments(args: argparse.Namespace) -> None:
     argument("name", metavar="NAME", help="an experiment of `camvid-lang list`"),
     argument("--data", required=True, help="folder in CamVid's layout"),
     argument("--out", required=True, help="folder of this run"),
-    argument("--profile", default="thesis", help="thesis (default), cpu or smoke"),
+    argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke"),
     argument("--set", action="append", default=[], metavar="KEY=VALUE",
              help="replace a setting of the list below (repeatable)"),
     argument("--weights", help="weights of the encoder: a tag of open_clip, a file in open_clip's "
@@ -117,8 +117,9 @@ def list_experiments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and score one experiment on a data set, or resume it.
 
-    Writes OUT/results.json and OUT/report.html. Profiles: thesis (as published; a GPU, hours), cpu
-    (no GPU; a quarter of an hour on CamVid), smoke (seconds, for tests). Without a model hub:
+    Writes OUT/results.json and OUT/report.html. Profiles: thesis (as published, for a GPU), quick
+    (30 epochs of it), cpu (no GPU; a quarter of an hour on CamVid), smoke (seconds, for tests).
+    Without a model hub:
 
       camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\
         --weights resnet18.safetensors --text-bank clip_text.npz

@@ -55,7 +55,7 @@ def start(
     current one is called `notebooks`.
 
     Args:
-        profile: `thesis`, `cpu`, `smoke`, or `auto`: thesis on a GPU, else cpu.
+        profile: `thesis`, `quick`, `cpu`, `smoke`, or `auto`: thesis on a GPU, else cpu.
         data: `camvid` (downloaded once), `scenes` (drawn, no download), or a folder.
         drive: mount Google Drive and mirror all runs to `My Drive/camvid-lang` (Colab only).
         resume: False starts every run over and deletes what an earlier one left.

@@ -6,15 +6,16 @@
 # Now CLIP's layers are trained too, at a quarter of the upsampler's learning rate, and SwiftNet, a
 # model without language, is trained for comparison. You will see tables 7.5 and 7.6 next to your
 # scores: the thesis reports 62.42 % mIoU, 63.76 % with the narrow pyramid and 64.52 % with SwiftNet
-# (CamVid test). These are the longest runs. On a T4 expect most of a day for each at 400 epochs (an
-# estimate, not yet timed), over as many Colab sessions as it takes: turn on `DRIVE`.
+# (CamVid test). These are the longest runs. On a T4 expect about an hour for each at 400 epochs
+# (34 PFLOP; an estimate), over as many Colab sessions as it takes: turn on `DRIVE`. After its first
+# epoch a run prints what it measured.
 
 # %%
 # {{setup}}
 
 # %%
 # @title Choices
-PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RESUME = True  # @param {type: "boolean"}
