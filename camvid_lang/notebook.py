@@ -26,7 +26,14 @@ from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models.text import parse_classes
 from camvid_lang.report.figures import curves, heat_maps, overlay, to_png
-from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_markdown
+from camvid_lang.report.tables import (
+    banner,
+    best_language,
+    encoder_note,
+    measured_on,
+    tables,
+    to_markdown,
+)
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
@@ -148,9 +155,9 @@ class Session:
         return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
 
     def best(self) -> str:
-        """The finished run of the highest mIoU."""
+        """The finished run with language of the highest mIoU; without one, any run's."""
         results = self.finished()
-        return max(results, key=lambda name: results[name]["miou"] or 0)
+        return best_language(results) or max(results, key=lambda name: results[name]["miou"] or 0)
 
     def folder(self, name: str) -> Path:
         """The local folder of a finished run, restored from Google Drive if necessary.
@@ -168,22 +175,20 @@ class Session:
         """Tables of the thesis ("7.1", ...; all by default) with the scores measured here."""
         results = self.finished()
         parts = [
-            f"Cells: **measured / thesis{'' if banner(results) else ' (difference)'}**, in %. "
-            f"{measured_on(results)} Profile `{self.profile}`. The thesis: CamVid's 233 test "
-            "frames at 480x360. Void pixels are ignored; one confusion matrix for the whole split.",
-            banner(results),
-            encoder_note(results),
+            f"{measured_on(results)} Profile `{self.profile}`. Void pixels are ignored; one "
+            "confusion matrix for the whole split.",
+            banner(results)
+            or "Cells: **measured / thesis (difference)**, in %. The thesis: CamVid's 233 test "
+            f"frames at 480x360. {encoder_note(results)}",
         ]
         for table in tables(results):
             if not numbers or table.number in numbers:
                 parts.append(to_markdown(table))
         return Markdown("\n\n".join(filter(None, parts)))
 
-    def published_iou(self) -> dict[str, dict[str, float]]:
-        """The thesis's IoU per class, by experiment; empty unless CamVid's test split was used."""
-        if banner(self.finished()):
-            return {}
-        return {name: row["iou"] for name, row in THESIS_ROWS.items() if "iou" in row}
+    def published(self) -> dict[str, dict]:
+        """The thesis's scores by experiment; empty unless CamVid's test split was used."""
+        return {} if banner(self.finished()) else THESIS_ROWS
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:
         """The frames of a split, in memory; at most 8 with the profile `smoke`."""

@@ -53,7 +53,7 @@ def test_results_are_read_here_and_on_drive(session):
     finished = {name: results["miou"] for name, results in session.finished().items()}
     assert finished == {"frozen-names": 30.0, "swiftnet": 50.0}
     assert [path.name for path in session.runs.iterdir()] == ["frozen-names"]  # nothing is copied
-    assert session.best() == "swiftnet"
+    assert session.best() == "frozen-names"
     assert session.missing().startswith("bilinear-names (notebook 02), ")
     assert session.missing().endswith("full-narrow-descriptions (notebook 04)")
     with pytest.raises(InputError, match=r"full-names is not finished: .* frozen-names, swiftnet"):
@@ -66,15 +66,18 @@ TINY = {"name": "camvid-tiny", "weights": "camvid-tiny.safetensors", "text": "ca
 def test_only_scores_on_the_whole_of_camvid_are_compared_with_the_thesis(session):
     scores = {"accuracy": 60.0, "mean_accuracy": 30.0, "encoder": TINY}
     finish(session.runs, "bilinear-names", 23.0, data=CAMVID, **scores)
-    assert session.published_iou()["frozen-names"]["sky"] == 89.70
+    assert session.published()["frozen-names"]["iou"]["sky"] == 89.70
     shown = session.tables("7.1").data
     assert "(difference)" in shown
     assert "The thesis's encoder is another" in shown
-    assert "Table 7.2" not in shown
+    assert "Table 7.1" in shown
+    finish(session.runs, "adapter-names", 25.0, data=CAMVID, **scores)
+    assert "Table 7.2" not in session.tables("7.1").data
     assert "Table 7.2" in session.tables().data
+    (session.runs / "adapter-names" / "results.json").unlink()
     for data, note in ((SCENES, "drawn road scenes"), ({**CAMVID, "complete": False}, "a part of")):
         finish(session.runs, "bilinear-names", 23.0, data=data, **scores)
-        assert session.published_iou() == {}
+        assert session.published() == {}
         shown = session.tables("7.1").data
         assert note in shown
         assert "(difference)" not in shown
