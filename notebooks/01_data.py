@@ -149,5 +149,14 @@ from camvid_lang.report.figures import iou_venn
 iou_venn()
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. In the cell of figure 4.1, show the frames with the most void pixels:
+#    `chosen = (train.labels == 11).flatten(1).sum(1).argsort(descending=True)[:3].tolist()`.
+# 2. What accuracy has a model that predicts "road" everywhere? And what mIoU? Compute both from the
+#    class frequencies, before you run anything.
+# 3. Replace a description by one of your own in `class_prompts({"sky": "...", ...})`. Which classes
+#    come closer to it?
+#
 # Next: [2. Two baselines](02_baselines.ipynb), what CLIP can do with these words before anything is
 # trained.

@@ -115,5 +115,12 @@ shown = read_figures(session.folder("adapter-names") / "figures.npz")
 predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.names[:2])
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. Which classes does CLIP find without any training, and which does it miss completely? Look at
+#    `session.finished()["bilinear-names"]["iou"]`.
+# 2. Set `SETTINGS` to `epochs=1` (with `RESUME` off): how many epochs does the adapter need?
+# 3. Replace `adapter-names` by `bilinear-names` in the cell above, and compare the outlines.
+#
 # Large regions are roughly right; outlines and small objects are not. What is missing is resolution,
 # and this is what the upsampler of [3. Training with a frozen CLIP](03_frozen_training.ipynb) adds.

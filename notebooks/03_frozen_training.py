@@ -137,4 +137,12 @@ shown = read_figures(session.folder("frozen-names") / "figures.npz")
 predictions(shown.images, shown.labels, shown.predictions, shown.names)
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. Set `SETTINGS` to `temperature=0.1`, then to `temperature=1` (with `RESUME` off). What happens to
+#    the loss, and to the mIoU? Why can the loss not become small when the temperature is 1?
+# 2. Stop the training in the middle (the stop button) and run the cell again. Which epoch comes next,
+#    and is the curve the one that you would have got without the stop?
+# 3. Set `SETTINGS` to `width=128`. How much mIoU do the thesis's 640 channels gain, at what time?
+#
 # Next: [4. Training the whole network](04_full_training.ipynb), where CLIP's layers are trained too.

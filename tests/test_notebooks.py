@@ -95,6 +95,7 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("notebooks")  # on one worker, as `work` is shared
 @pytest.mark.parametrize("name", NAMES)
 def test_all_six_run_in_order(name, work):
     printed = execute(name, work)
