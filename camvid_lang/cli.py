@@ -103,8 +103,8 @@ def list_experiments(args: argparse.Namespace) -> None:
     argument("--profile", default="thesis", help="thesis (default), cpu or smoke"),
     argument("--set", action="append", default=[], metavar="KEY=VALUE",
              help="replace a setting of the list below (repeatable)"),
-    argument("--weights", help="weights of the encoder: a tag of open_clip, a file in open_clip's "
-             "format, or a file of ResNet-18 with timm's keys (short for --set weights=...)"),
+    argument("--weights", help="weights of the encoder: a tag of open_clip, a file or folder in "
+             "open_clip's format, or a file of ResNet-18 with timm's keys (short for --set weights=...)"),
     argument("--text-bank", help=".npz with `phrases` and `embeddings`, in place of a text tower "
              "(short for --set text_bank=...)"),
     argument("--mirror", metavar="DIR", help="second folder, on a drive for example, that gets a "
