@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -106,8 +107,9 @@ def list_experiments(args: argparse.Namespace) -> None:
     argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke"),
     argument("--set", action="append", default=[], metavar="KEY=VALUE",
              help="replace a setting of the list below (repeatable)"),
-    argument("--weights", help="weights of the encoder: a tag of open_clip, a file in open_clip's "
-             "format, or a file of ResNet-18 with timm's keys (short for --set weights=...)"),
+    argument("--weights", help="weights of the encoder: a tag of open_clip, a file or folder in "
+             "open_clip's format, or a file of ResNet-18 with timm's keys (short for --set "
+             "weights=...)"),
     argument("--text-bank", help=".npz with `phrases` and `embeddings`, in place of a text tower "
              "(short for --set text_bank=...)"),
     argument("--mirror", metavar="DIR", help="second folder, on a drive for example, that gets a "
@@ -273,7 +275,7 @@ def segment(args: argparse.Namespace) -> None:
     from camvid_lang.segmenter import load
 
     images, out = [], Path(args.out)
-    for path in map(Path, args.images):
+    for path in map(_existing, args.images):
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         images += [p for p in inside if p == path or p.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
@@ -299,9 +301,15 @@ def segment(args: argparse.Namespace) -> None:
         print(out / f"{path.stem}_overlay.png")
 
 
+def _existing(name: str) -> Path:
+    """The path in the Unicode form in which it exists; macOS writes another than is typed."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next(filter(Path.exists, map(Path, forms)), Path(name))
+
+
 def _same_file(path: Path) -> str:
-    """Equal for two names of one file; upper and lower case are one on some disks."""
-    return str(path.resolve()).casefold()
+    """Equal for two names of one file; case and Unicode forms are one on some disks."""
+    return unicodedata.normalize("NFC", str(path.resolve())).casefold()
 
 
 def _print_scores(found: dict) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
-from camvid_lang.data.camvid import Frames, read_label
+from camvid_lang.data.camvid import Frames, plain_stem, read_label
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.device import autocast
 from camvid_lang.errors import InputError
@@ -206,15 +206,15 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
 
 
 def _id_maps(folder: Path) -> dict[str, Path]:
-    """The PNG files of a folder by name without suffix."""
+    """The PNG files of a folder by name without suffix, in NFC."""
     if not folder.is_dir():
         raise InputError(f"folder {folder} is missing or is not a folder")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() != ".png" or path.name.startswith(".") or not path.is_file():
             continue
-        if files.setdefault(path.stem, path) != path:
-            raise InputError(f"{path} and {files[path.stem].name} share a name: keep one")
+        if (other := files.setdefault(plain_stem(path), path)) != path:
+            raise InputError(f"{path} and {other.name} share a name: keep one")
     if not files:
         raise InputError(f"folder {folder} has no .png files: give one of id maps 0..11")
     return files

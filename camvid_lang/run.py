@@ -309,10 +309,14 @@ def _weights(experiment: Experiment) -> str:
 
 def _file_digests(experiment: Experiment) -> dict[str, str]:
     """SHA-256 of the files `weights` and `text_bank`; the name itself for what is not a file."""
-    files = {"weights": _weights(experiment), "text_bank": experiment.text_bank}
+    weights, bank = _weights(experiment), Path(experiment.text_bank)
+    files = encoders.weight_files(experiment.encoder, weights)
+    read = {"weights": files, "text_bank": [bank] if bank.is_file() else []}
     return {
-        key: hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else file
-        for key, file in files.items()
+        key: hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+        if paths
+        else {"weights": weights, "text_bank": experiment.text_bank}[key]
+        for key, paths in read.items()
     }
 
 

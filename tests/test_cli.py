@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -242,6 +243,17 @@ def test_report_of_finished_runs(finished, tmp_path, capsys, error_of):
     assert "63.16" in page.read_text()
     assert set(json.loads(file.read_text())) == {"frozen-names", "swiftnet"}
     assert "absent" in error_of("report", tmp_path / "absent")
+
+
+def test_segment_finds_a_file_in_the_other_unicode_form(finished, tmp_path, capsys):
+    composed, apart = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
+    Image.new("RGB", (40, 32)).save(tmp_path / apart)
+    command = ["segment", str(tmp_path / composed), "--run", str(finished / "frozen-names")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    Image.new("RGB", (40, 32)).save(tmp_path / composed)
+    both = ["segment", str(tmp_path / composed), str(tmp_path / apart), *command[2:]]
+    assert main([*both, "--out", str(tmp_path / "out")]) == 1
+    assert "would both write" in capsys.readouterr().err
 
 
 def test_score_of_a_folder(finished, tmp_path, capsys, error_of):

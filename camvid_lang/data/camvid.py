@@ -13,6 +13,7 @@ read again during training: two slow CPU cores then keep up with a GPU.
 import hashlib
 import json
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -197,13 +198,18 @@ def read_manifest() -> dict[str, str]:
     return {key: digest for digest, key in (line.split("  ") for line in lines)}
 
 
+def plain_stem(path: Path) -> str:
+    """The name without suffix, in NFC: macOS writes the letters of one name in another form."""
+    return unicodedata.normalize("NFC", path.stem)
+
+
 def _label_of(name: str) -> str:
     """`test/NAME` -> `testannot/NAME`."""
     return name.replace("/", "annot/", 1)
 
 
 def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
-    """{name without suffix: path}, sorted. Hidden files and other formats are skipped."""
+    """{name without suffix, in NFC: path}, sorted. Hidden files and other formats are skipped."""
     found: dict[str, Path] = {}
     try:
         paths = sorted(folder.iterdir())
@@ -216,10 +222,9 @@ def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[s
             continue
         if suffix not in suffixes:
             problems.append(f"{path}: a label must be a .png; convert it without loss")
-        elif path.stem in found:
-            problems.append(f"{path}: same name as {found[path.stem].name}; keep one of them")
-        else:
-            found[path.stem] = path
+        elif (other := found.setdefault(plain_stem(path), path)) != path:
+            form = " but for its Unicode form (NFC, NFD)" if other.stem != path.stem else ""
+            problems.append(f"{path}: same name as {other.name}{form}; keep one of them")
     if not found:
         problems.append(f"{folder}: no images in this folder")
     return found
@@ -324,7 +329,7 @@ def verify(root: str | Path) -> DataReport:
     is_camvid = differences is not None
     name = "CamVid" if is_camvid else root.resolve().name
     try:
-        name = str(json.loads((root / "dataset.json").read_text(encoding="utf-8"))["name"])
+        name = str(json.loads((root / "dataset.json").read_bytes())["name"])
     except (FileNotFoundError, KeyError):
         pass
     except (OSError, ValueError, TypeError, RecursionError) as error:
