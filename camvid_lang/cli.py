@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -217,6 +218,35 @@ def download(args: argparse.Namespace) -> None:
 
 
 @command(
+    "data convert",
+    argument("source", metavar="SRC", help="folder, zip or tar of another copy of CamVid"),
+    argument("dest", metavar="DEST", help="new folder, for the copy in CamVid's layout"),
+    argument("--size", default="same", metavar="WxH",
+             help="resize, as in 480x360; the default, same, keeps the size"),
+    argument("--segnet-split", action="store_true",
+             help="SegNet's split in place of Kaggle's folders, for scores that can be compared"),
+    argument("--unknown-void", action="store_true",
+             help="take pixels of unknown colours as void, and count them"),
+)  # fmt: skip
+def convert(args: argparse.Namespace) -> None:
+    """Convert another copy of CamVid (Kaggle's, fastai's, the original) to the 11 classes.
+
+    SRC is recognised by its folders; it is not modified. Frames keep the split of Kaggle's folders;
+    those of fastai (whatever valid.txt says) and of the original get SegNet's. With --size, labels
+    take the nearest pixel; frames the mean of a block where both sides shrink by whole factors,
+    else Lanczos.
+    """
+    from camvid_lang.data.convert import convert as convert_data
+
+    size = re.fullmatch(r"([1-9]\d{0,4})[xX\u00d7]([1-9]\d{0,4})", args.size.strip(), re.ASCII)
+    if not size and args.size != "same":
+        raise InputError(f"--size {args.size}: write it as WIDTHxHEIGHT, as in 480x360, or same")
+    height_width = (int(size[2]), int(size[1])) if size else None
+    options = {key: getattr(args, key) for key in ("segnet_split", "unknown_void")}
+    print(convert_data(args.source, args.dest, height_width, **options).summary())
+
+
+@command(
     "segment",
     argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images"),
     argument("--run", required=True, help="folder of a finished run"),
@@ -284,7 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (action, arguments) in COMMANDS.items():
         group, _, word = name.rpartition(" ")
         if group not in groups:
-            parent = groups[""].add_parser(group, help="Download or verify CamVid")
+            parent = groups[""].add_parser(group, help="Download, convert or verify CamVid")
             groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
         text = "\n".join(line.removeprefix("    ") for line in action.__doc__.splitlines())
         parser = groups[group].add_parser(

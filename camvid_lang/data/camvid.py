@@ -230,8 +230,10 @@ def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Path], lis
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         raise InputError(f"{root}: {what}; download CamVid with `camvid-lang data download {root}`")
-    if (root / "CamVid" / "train").is_dir() and not (root / "train").is_dir():
-        raise InputError(f"{root}: the data set is in {root / 'CamVid'}; give that folder")
+    if not any((root / f"{split}annot").is_dir() for split in splits):
+        from camvid_lang.data.convert import refuse_other_layouts  # which imports this module
+
+        refuse_other_layouts(root)
     files, problems = {}, []
     for split in splits:
         images = _files(root / split, SUFFIXES, problems)
