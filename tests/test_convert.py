@@ -143,11 +143,14 @@ def test_all_32_colours_and_ids_are_in_the_copies() -> None:
 
 
 def test_size_takes_nearest_labels_and_means_of_blocks(drawn: Callable, tmp_path: Path) -> None:
-    drawn(size=(180, 240))
-    source = copy_of("Kaggle", drawn(size=(180, 240), zoom=4, to="big"), tmp_path / "copy")
-    command = ["data", "convert", str(source), str(tmp_path / "out"), "--size", "240x180"]
+    drawn(two_of_each()[::2], (360, 480))
+    zoomed = drawn(two_of_each()[::2], (360, 480), zoom=2, to="big")  # 720x960, as the original
+    source = copy_of("Kaggle", zoomed, tmp_path / "copy")
+    command = ["data", "convert", str(source), str(tmp_path / "out"), "--size", "480x360"]
     assert main(command) == 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    for path in tmp_path.glob("in/*/*.png"):
+        found = Image.open(tmp_path / "out" / path.relative_to(tmp_path / "in"))
+        assert np.array_equal(found, Image.open(path))
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["name"].startswith("CamVid ")
 
 
@@ -381,7 +384,9 @@ def test_wrong_codes_and_colours_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_places_that_are_refused(drawn: Callable, tmp_path: Path) -> None:
+def test_places_that_are_refused(
+    drawn: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = copy_of("Kaggle", drawn(), tmp_path / "copies" / "a")
     (tmp_path / "empty").mkdir()
     for wrong, dest, message in (
@@ -399,8 +404,12 @@ def test_places_that_are_refused(drawn: Callable, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"copies: holds 2 data sets \(.*a, .*b\); give one"):
         convert(tmp_path / "copies", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    convert(source, tmp_path / "empty")  # may exist
+    monkeypatch.chdir(source)
+    convert(".", "../../empty")  # may exist
     assert contents(tmp_path / "empty") == contents(tmp_path / "in")
+    (source / "test" / next((source / "test").iterdir())).unlink()
+    with pytest.raises(InputError, match=r"^test_labels/.*_L.png: no frame in test; nothing"):
+        convert("./", "../../out")
 
 
 def test_data_in_camvids_own_layout_is_resized_or_named(drawn: Callable, tmp_path: Path) -> None:

@@ -134,10 +134,11 @@ class Layout(NamedTuple):
 
 def _folders_in(folder: Path) -> list[Path]:
     try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir())
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError:  # cannot be read: holds nothing for us
         return []
-    return [path for path in inside if not path.name.startswith((".", "__MACOSX"))]
+    return [folder / name for name in names if not name.startswith((".", "__MACOSX"))]
 
 
 def _by_folders(root: Path) -> Layout | None:
@@ -154,6 +155,8 @@ def _by_folders(root: Path) -> Layout | None:
 def recognise(root: Path) -> Layout | None:
     """The copy of CamVid in a folder or at most two folders deeper, None where there is none.
 
+    Folders with very many folders in them, such as a whole disk, are not searched further.
+
     Raises:
         InputError: there are several.
     """
@@ -167,6 +170,7 @@ def recognise(root: Path) -> Layout | None:
             return found[0]
         folders += level
         level = [inner for folder in level for inner in _folders_in(folder)]
+        level = level if len(level) < 100 else []
     # The original is two archives; how their folders are called and nested is up to the user.
     folders += level
     labels = {folder: next(folder.glob("*_L.png"), None) for folder in folders}
@@ -225,11 +229,11 @@ def _read_colour_file(path: Path) -> dict[tuple[int, ...], int]:
     """{(red, green, blue): id} of lines like "Sky,128,128,128" or "128 128 128<tab>Sky"."""
     ids: dict[tuple[int, ...], int] = {}
     for number, line in enumerate(_lines(path), 1):
-        rgb = tuple(map(int, re.findall(r"\d+", line, re.ASCII)))
+        rgb = tuple(map(int, re.findall(r"-?\d+", line, re.ASCII)))
         if not line.strip() or (not rgb and not ids):  # a header
             continue
         class_id = IDS.get(_word(line))
-        if len(rgb) != 3 or max(rgb) > 255 or class_id is None:
+        if len(rgb) != 3 or min(rgb) < 0 or max(rgb) > 255 or class_id is None:
             what = "is not a class of CamVid with a colour of three numbers in 0..255"
             raise InputError(f"{path}: line {number}, {line.strip()!r}, {what}; correct it")
         if ids.setdefault(rgb, class_id) != class_id:
@@ -333,13 +337,15 @@ def convert(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         folder, ready = _fetch(source, None, Path(temporary)), Path(temporary, "ready")
+        # Messages name the files of an archive as if it were a folder.
+        shown = source if str(folder).startswith(temporary) else str(folder)
         try:
             layout = recognise(folder)
             if not layout:
                 raise InputError(f"{folder}: not a copy of CamVid that is known: {KNOWN}")
             report = _write(layout, ready, size, segnet_split, unknown_void, notes)
-        except InputError as error:  # an archive's files are named as if it were a folder
-            text = str(error).replace(str(folder), source)
+        except InputError as error:
+            text = str(error).replace(str(folder), shown)
             raise InputError(f"{text}; nothing was converted") from error
         if not report.complete:
             # Not plain "CamVid", whose scores are compared with published ones.
@@ -351,7 +357,7 @@ def convert(
             target.rmdir()  # empty; Windows does not rename over it
         ready.rename(target)
     for note in notes:
-        warnings.warn(note.replace(str(folder), source), stacklevel=2)
+        warnings.warn(note.replace(str(folder), shown), stacklevel=2)
     return replace(report, root=dest)
 
 
