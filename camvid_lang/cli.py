@@ -52,6 +52,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 DEVICE = argument("--device", default="auto", help="cpu, cuda or auto (default)")
 FRESH = argument("--fresh", action="store_true", help="start over; the default is to resume")
 JSON = argument("--json", action="store_true", help="print JSON")
+LABEL_IDS = (
+    argument("--first-id", type=int, metavar="N", help="id of the first class, sky (default: 0)"),
+    argument("--void", type=int, metavar="N", help="id of void (default: 11, or 11 + first id)"),
+    argument("--unknown-void", action="store_true", help="take unknown ids and colours as void"),
+)
 FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
 
@@ -190,12 +195,16 @@ def score(args: argparse.Namespace) -> None:
     print(f"Void pixels are ignored. {ABSENT_CLASS_RULE}")
 
 
-@command("data verify", FOLDER)
+@command("data verify", FOLDER, *LABEL_IDS)
 def verify(args: argparse.Namespace) -> None:
-    """Check counts, names, sizes, ids and every file, and report all that is wrong."""
+    """Check counts, names, sizes, ids and every file, and report all that is wrong.
+
+    CamVid is compared with its release, pixel by pixel. Options that are given hold in place of the
+    keys "first_id", "void" and "unknown_void" of DIR/dataset.json, which `run` honours as well.
+    """
     from camvid_lang.data.camvid import verify as verify_data
 
-    found = verify_data(args.directory)
+    found = verify_data(args.directory, _label_ids(args))
     print(found.summary())
     if found.problems or found.differences:
         raise InputError(f"{args.directory}: fix what is listed above, or download CamVid again")
@@ -296,6 +305,14 @@ def segment(args: argparse.Namespace) -> None:
 def _same_file(path: Path) -> str:
     """Equal for two names of one file; upper and lower case are one on some disks."""
     return str(path.resolve()).casefold()
+
+
+def _label_ids(args: argparse.Namespace) -> tuple | None:
+    """The options `LABEL_IDS`; None where none is given."""
+    from camvid_lang.data.labels import PLAIN, LabelIds
+
+    ids = LabelIds(args.void, args.first_id or 0, args.unknown_void).check()
+    return None if (ids, args.first_id) == (PLAIN, None) else ids
 
 
 def _percent(value: float | None) -> str:
