@@ -234,8 +234,7 @@ def download(args: argparse.Namespace) -> None:
              help="resize, as in 480x360; the default, same, keeps the size"),
     argument("--segnet-split", action="store_true",
              help="SegNet's split in place of Kaggle's folders, for scores that can be compared"),
-    argument("--unknown-void", action="store_true",
-             help="take pixels of unknown colours as void, and count them"),
+    *LABEL_IDS,
 )  # fmt: skip
 def convert(args: argparse.Namespace) -> None:
     """Convert another copy of CamVid (Kaggle's, fastai's, the original) to the 11 classes.
@@ -243,7 +242,7 @@ def convert(args: argparse.Namespace) -> None:
     SRC is recognised by its folders; it is not modified. Frames keep the split of Kaggle's folders;
     those of fastai (whatever valid.txt says) and of the original get SegNet's. With --size, labels
     take the nearest pixel; frames the mean of a block where both sides shrink by whole factors,
-    else Lanczos.
+    else Lanczos. --first-id and --void are for data in CamVid's layout whose ids count otherwise.
     """
     from camvid_lang.data.convert import convert as convert_data
 
@@ -251,7 +250,7 @@ def convert(args: argparse.Namespace) -> None:
     if not size and args.size != "same":
         raise InputError(f"--size {args.size}: write it as WIDTHxHEIGHT, as in 480x360, or same")
     height_width = (int(size[2]), int(size[1])) if size else None
-    options = {key: getattr(args, key) for key in ("segnet_split", "unknown_void")}
+    options = {"segnet_split": args.segnet_split, "options": _label_ids(args)}
     print(convert_data(args.source, args.dest, height_width, **options).summary())
 
 

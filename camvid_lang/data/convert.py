@@ -31,13 +31,16 @@ from camvid_lang.data.camvid import (
     SUFFIXES,
     DataReport,
     _files,
+    _read,
+    _read_card,
+    _shifted_labels,
     read_image,
-    read_label,
     read_manifest,
     verify,
 )
-from camvid_lang.data.classes import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
+from camvid_lang.data.classes import CLASSES, GROUPS, VOID
 from camvid_lang.data.download import _fetch
+from camvid_lang.data.labels import COLOURS, PLAIN, SHIFTED, LabelIds, parse_label
 from camvid_lang.errors import InputError
 
 __all__ = ["convert", "group_labels", "recognise"]
@@ -86,8 +89,7 @@ class _Colours(NamedTuple):
 
 @cache
 def _original_colours() -> _Colours:
-    ids = {colour: IDS[_word(name)] for name, colour in ORIGINAL_COLOURS.items()}
-    return _Colours.of(ids, "the release's 32 colours")
+    return _Colours.of(COLOURS, "the release's 32 colours")
 
 
 def group_labels(rgb: np.ndarray) -> np.ndarray:
@@ -103,7 +105,7 @@ def group_labels(rgb: np.ndarray) -> np.ndarray:
         InputError: a colour that is not one of the release's 32.
 
     Example:
-        >>> road, void = ORIGINAL_COLOURS["Road"], ORIGINAL_COLOURS["Void"]
+        >>> road, void = (128, 64, 128), (0, 0, 0)
         >>> group_labels(np.array([[road, void]], dtype=np.uint8))
         array([[ 3, 11]], dtype=uint8)
     """
@@ -282,6 +284,25 @@ def _pairs(
     return pairs, problems
 
 
+def _shifted(pairs: dict[str, tuple[Path, Path]], problems: list[str]) -> set[Path]:
+    """Labels of the release that count ids from 1 with 0 = void, and others in their folder."""
+
+    def is_shifted(path: Path) -> bool | None:
+        try:
+            return _read(path, PLAIN)[2]
+        except InputError:  # is reported when the label is converted
+            return None
+
+    labels = {f"{path.parent.name}/{path.stem}": path for _, path in pairs.values()}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        shifted = dict(zip(labels.values(), pool.map(is_shifted, labels.values()), strict=True))
+    try:
+        return {labels[key] for key in _shifted_labels(labels, shifted)}
+    except InputError as error:
+        problems.append(str(error))
+        return set()
+
+
 def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A frame (H, W, 3) or label (H, W) in `size`, (height, width).
 
@@ -301,7 +322,7 @@ def convert(
     size: tuple[int, int] | None = None,
     *,
     segnet_split: bool = False,
-    unknown_void: bool = False,
+    options: LabelIds | None = None,
 ) -> DataReport:
     """Write another copy of CamVid in the package's layout, with the ids of the 11 classes.
 
@@ -318,7 +339,9 @@ def convert(
             one; a frame's is the mean of a block where both sides shrink by whole factors, else
             Lanczos.
         segnet_split: use SegNet's split also for a copy that has folders.
-        unknown_void: take pixels of unknown colours as void, with a warning that counts them.
+        options: how ids are counted in data that is in the package's layout already (default: as
+            its dataset.json says); for all layouts, whether pixels of unknown colours are taken as
+            void, with a warning that counts them.
 
     Returns:
         The report of `verify`. A `dataset.json` names size and copy, unless every pixel is that of
@@ -343,7 +366,7 @@ def convert(
             layout = recognise(folder)
             if not layout:
                 raise InputError(f"{folder}: not a copy of CamVid that is known: {KNOWN}")
-            report = _write(layout, ready, size, segnet_split, unknown_void, notes)
+            report = _write(layout, ready, size, segnet_split, options, notes)
         except InputError as error:
             text = str(error).replace(str(folder), shown)
             raise InputError(f"{text}; nothing was converted") from error
@@ -366,12 +389,21 @@ def _write(
     ready: Path,
     size: tuple[int, int] | None,
     segnet_split: bool,
-    unknown_void: bool,
+    options: LabelIds | None,
     notes: list[str],
 ) -> DataReport:
     """Convert all files to the new folder `ready`; `InputError` with all problems."""
-    colours = None if layout.name == "SegNet" else _read_colours(layout)
     pairs, problems = _pairs(layout, segnet_split, notes)
+    if layout.name == "SegNet":
+        colours, options = None, options or _read_card(layout.root, problems)[1]
+        shifted = _shifted(pairs, problems) if options == PLAIN else set()
+    else:
+        colours, options = _read_colours(layout), options or PLAIN
+        if options._replace(unknown_void=False) != PLAIN:
+            raise InputError(
+                f"{layout.root}: --void and --first-id are for ids in trainannot/, but here labels "
+                f"hold {colours.origin}; leave the options out"
+            )
     for split in FOLDERS:
         (ready / split).mkdir(parents=True)
         (ready / f"{split}annot").mkdir()
@@ -382,9 +414,11 @@ def _write(
 
     def read_ids(path: Path) -> np.ndarray:
         if colours is None:
-            return read_label(path)
-        ids, count, text = colours.ids(read_image(path))
-        if count and not unknown_void:
+            ids, count = parse_label(path, SHIFTED if path in shifted else options)
+            text = f"{count} such pixels"
+        else:
+            ids, count, text = colours.ids(read_image(path))
+        if count and not options.unknown_void:
             raise InputError(f"{path}: {text}; correct them, or take them as void (--unknown-void)")
         if count:
             unknown[path] = count, text
@@ -433,7 +467,7 @@ def _write(
     if unknown:
         path = min(unknown)
         notes.append(
-            f"{sum(count for count, _ in unknown.values())} pixels of unknown colours in "
+            f"{sum(count for count, _ in unknown.values())} pixels of unknown value in "
             f"{len(unknown)} labels are void now; the first: {path}: {unknown[path][1]}"
         )
     report = None if problems else verify(ready)
