@@ -440,7 +440,10 @@ def test_ids_from_one_become_those_of_the_package(
     (tmp_path / "shifted" / "dataset.json").unlink()
     write_manifest(tmp_path / "in", tmp_path / "manifest")
     monkeypatch.setattr(data, "MANIFEST", tmp_path / "manifest")
-    assert convert(tmp_path / "shifted", tmp_path / "out3").complete
+    for out, more in (("out3", ()), ("out4", ("--unknown-void",))):
+        assert main([*command, str(tmp_path / out), *more]) == 0
+        assert "6 labels count ids from 1 with 0 = void" in capsys.readouterr().err
+        assert verify(tmp_path / out).complete
     # Elsewhere such options contradict the colours or codes.
     for layout in LAYOUTS:
         source = copy_of(layout, tmp_path / "in", tmp_path / layout)

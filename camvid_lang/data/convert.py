@@ -396,7 +396,10 @@ def _write(
     pairs, problems = _pairs(layout, segnet_split, notes)
     if layout.name == "SegNet":
         colours, options = None, options or _read_card(layout.root, problems)[1]
-        shifted = _shifted(pairs, problems) if options == PLAIN else set()
+        counts_plainly = options._replace(unknown_void=False) == PLAIN
+        shifted = _shifted(pairs, problems) if counts_plainly else set()
+        if shifted:
+            notes.append(f"{len(shifted)} labels count ids from 1 with 0 = void: read as such")
     else:
         colours, options = _read_colours(layout), options or PLAIN
         if options._replace(unknown_void=False) != PLAIN:
@@ -414,7 +417,8 @@ def _write(
 
     def read_ids(path: Path) -> np.ndarray:
         if colours is None:
-            ids, count = parse_label(path, SHIFTED if path in shifted else options)
+            counted = SHIFTED._replace(unknown_void=options.unknown_void)
+            ids, count = parse_label(path, counted if path in shifted else options)
             text = f"{count} such pixels"
         else:
             ids, count, text = colours.ids(read_image(path))
