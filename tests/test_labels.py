@@ -1,0 +1,173 @@
+"""Values of label files: ids, grey palettes and colours are read as what they mean, or refused."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camvid_lang.data.classes import GROUPS, ORIGINAL_COLOURS, PALETTE, VOID
+from camvid_lang.data.labels import read_label
+from camvid_lang.errors import InputError
+
+ALL = (np.arange(48, dtype=np.uint8) % 12).reshape(6, 8)
+COLOURS = np.array(PALETTE, dtype=np.uint8)
+VOC = [(i % 2 * 128, i // 2 % 2 * 128, i // 4 * 128) for i in range(8)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "label.png"
+
+
+def save(path: Path, values: np.ndarray, mode: str | None = None, **options: object) -> Path:
+    Image.fromarray(values).convert(mode).save(path, **options)
+    return path
+
+
+def save_palette(path: Path, indices: list | np.ndarray, palette: list, **options: object) -> Path:
+    image = Image.fromarray(np.array(indices, dtype=np.uint8)).convert("P")
+    image.putdata(np.array(indices).flatten().tolist())
+    image.putpalette(np.array(palette, dtype=np.uint8).flatten().tolist())
+    image.save(path, **options)
+    return path
+
+
+def refused(path: Path, message: str, **options: object) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_label(path, **options)
+    assert str(path) in str(caught.value)
+
+
+# Grey
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_grey_values_are_ids_and_255_is_void(path: Path, kind: type) -> None:
+    image = Image.fromarray(np.where(ALL == 4, 255, ALL).astype(kind))
+    image.save(path, "TIFF" if kind == np.int32 else "PNG")
+    label = read_label(path)
+    assert label.dtype == np.uint8
+    assert np.array_equal(label, np.where(ALL == 4, VOID, ALL))
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "RGBA", "LA"])
+def test_grey_is_grey_in_every_mode(path: Path, mode: str) -> None:
+    for values in (ALL, ALL[:, :1] * 0 + 7, np.where(ALL == 2, 255, ALL), ALL % 2):
+        expected = np.where(values == 255, VOID, values)
+        assert np.array_equal(read_label(save(path, values, mode)), expected)
+
+
+def test_values_of_a_grey_palette_count_not_indices(path: Path) -> None:
+    indices = [[0, 1], [1, 2]]
+    for palette, expected in (
+        ([0, 0, 0, 3, 3, 3, 8, 8, 8], [[0, 3], [3, 8]]),
+        ([8, 8, 8, 0, 0, 0, 255, 255, 255], [[8, 0], [0, VOID]]),
+        ([1, 1, 1, 2, 2, 2, 3, 3, 3, 200, 10, 10], [[1, 2], [2, 3]]),
+    ):
+        assert read_label(save_palette(path, indices, palette)).tolist() == expected
+    identity = np.arange(256).repeat(3)
+    assert not read_label(save_palette(path, ALL * 0, identity)).any()
+    refused(save_palette(path, indices, [0, 0, 0, 1, 1, 1, 77, 77, 77]), "id 77 is not in 0..11")
+
+
+@pytest.mark.parametrize(
+    ("void", "first", "values"), [(0, 1, [0, 1, 11]), (None, 1, [12, 1, 11]), (99, 5, [99, 5, 15])]
+)
+def test_ids_can_be_counted_from_any_number(path: Path, void: int, first: int, values) -> None:
+    save(path, np.array([[*values, 255]], dtype=np.uint8))
+    assert read_label(path, void, first).tolist() == [[VOID, 0, 10, VOID]]
+    save(path, np.array([[first + 13]], dtype=np.uint8))
+    refused(path, f"id {first + 13} is not in {first}..", void=void, first_id=first)
+
+
+def test_ids_that_look_counted_from_one_are_named_with_the_option(path: Path) -> None:
+    save(path, np.arange(1, 13, dtype=np.uint8)[None])
+    refused(path, r"id 12 is not in 0..11 \(void is 11; found 1..12\); for ids from 1, give first")
+    save(path, np.arange(13, dtype=np.uint8)[None])
+    refused(path, r"first_id 1 \(--first-id 1\) and void 0 \(--void 0\)")
+    refused(path, r"id 0 is not in 1..12 .* void 0 \(--void 0\)", first_id=1)
+    save(path, np.array([[3, 31, 40]], dtype=np.uint8))
+    refused(path, r"ids 31, 40 are not in 0..11 .*; convert the labels")
+
+
+# Colours
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_of_the_package_are_ids(path: Path, mode: str) -> None:
+    assert np.array_equal(read_label(save(path, COLOURS[ALL], mode)), ALL)
+    for ids in ([[0, VOID]], [[0, 0]], [[VOID, 3]]):  # grey and black; grey; black and another
+        assert read_label(save(path, COLOURS[ids], mode)).tolist() == ids
+
+
+def test_palettes_of_colours_are_ids_in_any_order(path: Path) -> None:
+    order = np.random.default_rng(0).permutation(12)
+    assert np.array_equal(read_label(save_palette(path, ALL, COLOURS[order])), order[ALL])
+    black = list(order).index(VOID)
+    assert (read_label(save_palette(path, ALL * 0 + black, COLOURS[order])) == VOID).all()
+    assert read_label(save_palette(path, [[0, 1]], [0, 0, 0, 128, 128, 128])).tolist() == [
+        [VOID, 0]
+    ]
+
+
+def test_the_32_original_colours_and_those_of_segnet_are_grouped(path: Path) -> None:
+    names = [*ORIGINAL_COLOURS]
+    save(path, np.array([list(ORIGINAL_COLOURS.values())], dtype=np.uint8))
+    groups = list(GROUPS.values())
+    expected = [next((i for i, g in enumerate(groups) if name in g), VOID) for name in names]
+    assert read_label(path).tolist() == [expected]
+    save(path, np.array([[[60, 40, 222], [255, 69, 0]]], dtype=np.uint8))
+    assert read_label(path).tolist() == [[4, 3]]
+
+
+def test_unknown_colours_are_named_or_counted_as_void(path: Path) -> None:
+    colours = COLOURS[ALL]
+    colours[2, 3:5] = (1, 2, 3)
+    save(path, colours)
+    refused(
+        path, r"colour \(1, 2, 3\) at row 2, column 3 is not .*\(2 such pixels\).*--unknown-void"
+    )
+    expected = ALL.copy()
+    expected[2, 3:5] = VOID
+    with pytest.warns(UserWarning, match="2 pixels of unknown value taken as void"):
+        assert np.array_equal(read_label(path, unknown_void=True), expected)
+    save(path, colours[2:3, 3:5])
+    refused(path, r"\(1, 2, 3\)", unknown_void=True)  # nothing is known
+
+
+# Refused
+
+
+def test_palettes_of_other_data_sets_are_refused(path: Path) -> None:
+    for indices in ([[0, 1], [1, 3]], [[0, 2]], [[0, 7]], [[0, 0]]):
+        refused(save_palette(path, indices, VOC), "if the indices are ids, save the ids as a grey")
+    Image.fromarray(COLOURS[ALL]).convert("P").save(path)  # the web palette: nearest colours
+    refused(path, "is not one of CamVid's|not one of CamVid's")
+
+
+def test_black_alone_is_refused_where_it_can_be_two_things(path: Path) -> None:
+    assert not read_label(save(path, ALL * 0)).any()
+    assert not read_label(save(path, ALL * 0, "LA")).any()
+    refused(save(path, ALL * 0, "RGB"), "black alone")
+    refused(save_palette(path, ALL * 0, [0, 0, 0]), "black alone")
+
+
+def test_what_has_no_id_is_refused(path: Path) -> None:
+    rgba = np.dstack([COLOURS[ALL], np.full_like(ALL, 255)])
+    rgba[1, 1, 3] = 254
+    refused(save(path, rgba), "transparent")
+    refused(save(path, rgba[..., 2:]), "transparent")
+    refused(save_palette(path, ALL, COLOURS, transparency=11), "transparent")
+    refused(save(path, ALL % 2 * 255, "1"), "image mode 1")
+    # 16 bits per channel, which Pillow reads but does not write.
+    rows = b"".join(b"\0" + struct.pack(">2H", 3, 65535) for _ in range(2))
+    chunks = [(b"IHDR", struct.pack(">2I5B", 1, 2, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    content = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in [*chunks, (b"IEND", b"")]
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    refused(path, "16 bits per channel")
