@@ -173,14 +173,19 @@ def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
 
 @lru_cache(maxsize=8192)
 def _pixels(options: LabelIds, path: Path, _version: tuple) -> Pixels:
-    array, *more = _read(path, options)
-    return Pixels(array.shape, _digest(array), *more)
+    array, unknown, shifted = _read(path, options)
+    digest = _expected(path) if shifted is False else _digest(array)
+    return Pixels(array.shape, digest, unknown, shifted)
 
 
 def _digest(array: np.ndarray) -> str:
     digest = hashlib.sha256("x".join(map(str, array.shape)).encode())
     digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
+
+
+def _expected(path: Path) -> str | None:
+    return read_manifest().get(f"{path.parent.name}/{path.stem}")
 
 
 def _is_label(path: Path) -> bool:
@@ -192,7 +197,7 @@ def _read(path: Path, options: LabelIds) -> tuple[np.ndarray, int, bool | None]:
     if not _is_label(path):
         return read_image(path), 0, None
     ids, unknown = parse_label(path, options)
-    expected = read_manifest().get(f"{path.parent.name}/{path.stem}")
+    expected = _expected(path)
     if expected is None or options != PLAIN:
         return ids, unknown, None
     if _digest(ids) == expected:
