@@ -237,18 +237,24 @@ def score(
 
 
 def _shift_hint(confusion: Tensor, miou: float) -> str:
-    """A sentence where ids that count from 1, with 0 = void, would explain a low score."""
-    better = {
-        own: scores(confusion.roll(-1, dim))["miou"] or 0
-        for own, dim in (("predictions", 1), ("labels", 0))
+    """A sentence where ids that are shifted by one would explain a low score."""
+    option = "count from 1 and 0 is void (--first-id 1 --void 0 --ids-of"
+    shifted = {
+        f"those of the predictions {option} predictions)": confusion.roll(-1, 1),
+        f"those of the labels {option} labels)": confusion.roll(-1, 0),
+        "those of the predictions are one too low": confusion.roll(1, 1),
     }
-    own = max(better, key=better.__getitem__)
-    if better[own] < max(2 * miou, miou + 20):
-        return ""
-    return (
-        f"ids look shifted by one: if those of the {own} count from 1 and 0 is void (--first-id 1 "
-        f"--void 0 --ids-of {own}), mIoU is {better[own]:.2f} %"
-    )
+    better = {reason: scores(rolled)["miou"] or 0 for reason, rolled in shifted.items()}
+    reason = max(better, key=better.__getitem__)
+    if better[reason] >= max(2 * miou, miou + 20):
+        return f"ids look shifted by one: if {reason}, mIoU is {better[reason]:.2f} %"
+    never_sky = confusion[0].any() and not confusion[:, 0].any()
+    if never_sky and confusion[VOID, VOID]:
+        return (
+            f"predictions are {VOID} (void), but never 0 (sky), as the labels are: if ids count "
+            "from 1 and 0 is void, give --first-id 1 --void 0"
+        )
+    return ""
 
 
 def _id_maps(folder: Path) -> dict[str, Path]:

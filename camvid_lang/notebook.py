@@ -249,7 +249,7 @@ def _prepare_data(data: str, profile: str, work: Path) -> Path:
     if "google.colab" not in sys.modules or "drive" not in folder.resolve().parts:
         return folder
     # Thousands of small reads from Google Drive stall; one copy does not. It is used again for the
-    # same source with the same files only, not for a namesake or one with corrected labels.
+    # same source with the same files only, not for another of that name or corrected labels.
     key = [str(folder.resolve())]
     for at, _, names in os.walk(folder, followlinks=True):
         status = [(name, os.stat(Path(at, name))) for name in sorted(names)]

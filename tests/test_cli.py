@@ -300,6 +300,27 @@ def test_score_says_where_ids_look_shifted(finished, tmp_path, capsys):
         assert (output.err, output.out.count("100.00 %")) == ("", 14)
     assert main(["score", str(shifted), str(shifted), "--first-id", "1", "--void", "0"]) == 0
     assert capsys.readouterr().err == ""
+    for path in labels.iterdir():
+        ids = np.array(Image.open(path)) % 11  # a model never predicts void
+        one_low = np.where(ids == 0, 255, ids - 1).astype(np.uint8)
+        Image.fromarray(one_low).save(shifted / path.name)
+    assert main(["score", str(shifted), str(labels)]) == 0
+    hint = "if those of the predictions are one too low, mIoU is 100.00 %"
+    assert hint in capsys.readouterr().err
+
+
+def test_score_says_where_ids_of_both_look_counted_from_one(finished, tmp_path, capsys):
+    for path in (finished / "data" / "testannot").iterdir():
+        ids = (np.array(Image.open(path)) + 1) % 12
+        for folder, content in (("labels", ids), ("predictions", ids.clip(min=1))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(content).save(tmp_path / folder / path.name)
+    command = ["score", str(tmp_path / "predictions"), str(tmp_path / "labels")]
+    assert main(command) == 0
+    assert "give --first-id 1 --void 0" in capsys.readouterr().err
+    assert main([*command, "--first-id", "1", "--void", "0", "--json"]) == 0
+    output = capsys.readouterr()
+    assert (output.err, json.loads(output.out)["miou"]) == ("", 100)
 
 
 def test_score_takes_colours_and_counts_unknown_ones(finished, tmp_path, capsys, error_of):
@@ -313,7 +334,7 @@ def test_score_takes_colours_and_counts_unknown_ones(finished, tmp_path, capsys,
     Image.fromarray(colours).save(tmp_path / path.name)
     assert "(1, 2, 3) at row 95, column 125" in error_of("score", tmp_path, labels)
     assert main(["score", str(tmp_path), str(labels), "--unknown-void"]) == 0
-    assert "warning: 3 pixels of labels are of unknown value" in capsys.readouterr().err
+    assert "warning: 3 pixels of unknown ids or colours are" in capsys.readouterr().err
     assert "void 0 is the id of sky" in error_of("score", tmp_path, labels, "--void", "0")
 
 

@@ -38,7 +38,7 @@ SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 MANIFEST = Path(__file__).parent.parent / "assets" / "camvid_pixels.sha256"
 SIZE = (360, 480)  # of the release
 SHOWN = 8
-UNKNOWN_NOTE = "{} pixels of labels are of unknown value and taken as void"
+UNKNOWN_NOTE = "{} pixels of unknown ids or colours are taken as void"
 
 
 @dataclass(frozen=True, eq=False)
@@ -476,7 +476,7 @@ def _shifted_labels(files: dict[str, Path], shifted: dict[Path, bool | None]) ->
             unclear = next(files[key] for key in labels if shifted[files[key]] is None)
             raise InputError(
                 f"{unclear}: some labels of this folder count ids from 1 with 0 = void, some from "
-                "0, and this one is not the release's; make them alike"
+                "0, and this one is not the release's; count all in one way"
             )
         again += [key for key in labels if True in found and shifted[files[key]] is not False]
     return again
