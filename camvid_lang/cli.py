@@ -180,18 +180,23 @@ def report(args: argparse.Namespace) -> None:
     "score",
     argument("predictions", metavar="PREDICTIONS", help="folder of id PNGs"),
     argument("labels", metavar="LABELS", help="folder of id PNGs of the same names"),
+    *LABEL_IDS,
+    argument("--ids-of", choices=("both", "predictions", "labels"), default="both",
+             help="the folder that the options on ids are for (default: both)"),
     JSON,
-)
+)  # fmt: skip
 def score(args: argparse.Namespace) -> None:
     """Score a folder of predicted id PNGs, of any model, against labels.
 
-    Files are matched by name; ids 0..10 are classes, 11 is void. Pixels labelled void are ignored;
-    for absent classes, see the rule that is printed.
+    Files are matched by name; ids 0..10 are classes, 11 is void, unless options say otherwise; RGB
+    and palette images may have CamVid's colours. Pixels labelled void are ignored; for absent
+    classes, see the rule that is printed.
     """
     from camvid_lang.evaluation import ABSENT_CLASS_RULE
     from camvid_lang.evaluation import score as score_folders
 
-    found = score_folders(args.predictions, args.labels)
+    ids = _label_ids(args) or ()
+    found = score_folders(args.predictions, args.labels, *ids, ids_of=args.ids_of)
     if args.json:
         print(json.dumps(found, indent=1))
         return

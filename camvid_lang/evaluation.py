@@ -5,6 +5,7 @@ summed before anything is divided, per-frame scores are never averaged. `ABSENT_
 how absent classes count.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
-from camvid_lang.data.camvid import Frames, plain_stem, read_label
+from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames, plain_stem
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
+from camvid_lang.data.labels import PLAIN, LabelIds, parse_label
 from camvid_lang.device import autocast
 from camvid_lang.errors import InputError
 from camvid_lang.models.segmentation import SegmentationModel
@@ -37,6 +39,9 @@ ABSENT_CLASS_RULE = (
     "A class in neither labels nor predictions has no IoU and is left out of the mean; one that is "
     "predicted but never labelled has IoU 0 and is left out of the mean accuracy only."
 )
+
+
+IDS_OF = ("both", "predictions", "labels")
 
 
 def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -179,13 +184,30 @@ def chance_scores(frames: Frames, seed: int = 0) -> dict:
     return _with_confusion(zip(guesses, labels, strict=True))
 
 
-def score(predictions: str | Path, labels: str | Path) -> dict:
+def score(
+    predictions: str | Path,
+    labels: str | Path,
+    void: int | None = None,
+    first_id: int = 0,
+    unknown_void: bool = False,
+    ids_of: str = "both",
+) -> dict:
     """Scores of a folder of predicted id PNGs against a folder of label PNGs, matched by name.
+
+    Warns of unknown values taken as void, and where ids look shifted by one.
+
+    Args:
+        void, first_id, unknown_void: how ids are counted, see `data.labels.read_label`.
+        ids_of: the folder which that holds for: "predictions", "labels" or "both".
 
     Raises:
         InputError: a folder that is missing or empty, a file without counterpart, a file that is
             not an id map, or two that differ in size.
     """
+    if ids_of not in IDS_OF:
+        raise InputError(f"ids_of {ids_of!r}: choose {', '.join(IDS_OF)}")
+    given = LabelIds(void, first_id, unknown_void).check()
+    options = [given if ids_of in (own, "both") else PLAIN for own in ("predictions", "labels")]
     folders = [_id_maps(Path(folder)) for folder in (predictions, labels)]
     if alone := sorted(folders[0].keys() ^ folders[1].keys()):
         named = ", ".join(f"{name}.png" for name in alone[:5])
@@ -196,13 +218,43 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for name, file in folders[0].items():
-            pair = [torch.tensor(read_label(folder[name])) for folder in folders]
+            read = [parse_label(f[name], o) for f, o in zip(folders, options, strict=True)]
+            pair = [torch.from_numpy(ids) for ids, _ in read]
+            unknown.extend(count for _, count in read)
             if pair[0].shape != pair[1].shape:
                 own, its = ("x".join(map(str, x.shape[::-1])) for x in pair)
                 raise InputError(f"{file} is {own} but its label is {its}: resize it to that")
             yield pair[0], pair[1]
 
-    return scores(confusion_matrix(pairs()))
+    unknown: list[int] = []
+    confusion = confusion_matrix(pairs())
+    found = scores(confusion)
+    if any(unknown):
+        warnings.warn(UNKNOWN_NOTE.format(sum(unknown)), stacklevel=2)
+    if hint := _shift_hint(confusion, found["miou"] or 0):
+        warnings.warn(hint, stacklevel=2)
+    return found
+
+
+def _shift_hint(confusion: Tensor, miou: float) -> str:
+    """A sentence where ids that are shifted by one would explain a low score."""
+    option = "count from 1 and 0 is void (--first-id 1 --void 0 --ids-of"
+    shifted = {
+        f"those of the predictions {option} predictions)": confusion.roll(-1, 1),
+        f"those of the labels {option} labels)": confusion.roll(-1, 0),
+        "those of the predictions are one too low": confusion.roll(1, 1),
+    }
+    better = {reason: scores(rolled)["miou"] or 0 for reason, rolled in shifted.items()}
+    reason = max(better, key=better.__getitem__)
+    if better[reason] >= max(2 * miou, miou + 20):
+        return f"ids look shifted by one: if {reason}, mIoU is {better[reason]:.2f} %"
+    never_sky = confusion[0].any() and not confusion[:, 0].any()
+    if never_sky and confusion[VOID, VOID]:
+        return (
+            f"predictions are {VOID} (void), but never 0 (sky), as the labels are: if ids count "
+            "from 1 and 0 is void, give --first-id 1 --void 0"
+        )
+    return ""
 
 
 def _id_maps(folder: Path) -> dict[str, Path]:

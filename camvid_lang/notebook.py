@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import os
 import shutil
 import sys
 import tempfile
@@ -269,8 +270,14 @@ def _prepare_data(data: str, profile: str, work: Path) -> Path:
     folder = _find_layout(folder)
     if "google.colab" not in sys.modules or "drive" not in folder.resolve().parts:
         return folder
-    # Thousands of small reads from Google Drive stall; one copy does not.
-    local = work / "data" / folder.name
+    # Thousands of small reads from Google Drive stall; one copy does not. It is used again for the
+    # same source with the same files only, not for another of that name or corrected labels.
+    key = [str(folder.resolve())]
+    for at, _, names in os.walk(folder, followlinks=True):
+        status = [(name, os.stat(Path(at, name))) for name in sorted(names)]
+        key += [f"{at} {name} {entry.st_size} {entry.st_mtime_ns}" for name, entry in status]
+    digest = hashlib.sha256("\n".join(sorted(key)).encode(errors="surrogateescape")).hexdigest()
+    local = work / "data" / digest[:16] / folder.name
     if not local.is_dir():
         part = local.with_name(f"{local.name}.part")
         shutil.copytree(folder, part, dirs_exist_ok=True)

@@ -154,6 +154,8 @@ def run(
     """
     out, where, name = Path(out), pick_device(device), experiment.name
     prompts, report = trained_prompts(experiment), verify(data)
+    for note in report.notes:
+        print(f"note: {data}: {note}")
     test = _load(data, experiment.test_split, experiment.limit)
     training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
     experiment = _fit_crop(experiment, training or test)
@@ -218,13 +220,10 @@ def run(
 
 
 def _load(data: str | Path, split: str, limit: int) -> Frames:
-    """The frames of a split; warnings become notes of one line."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        frames = load_camvid(data, split, limit or None)
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"note: {message}")
-    return frames
+    """The frames of a split; what it warns of is in the notes of `verify`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return load_camvid(data, split, limit or None)
 
 
 def _fit_crop(experiment: Experiment, frames: Frames) -> Experiment:

@@ -10,12 +10,13 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from conftest import write_dataset, write_manifest
 from PIL import Image
 
 from camvid_lang import cli
 from camvid_lang.cli import main
-from camvid_lang.data.classes import CLASSES
+from camvid_lang.data import camvid
+from camvid_lang.data.classes import CLASSES, PALETTE
 from camvid_lang.experiments import EXPERIMENTS, Experiment
 
 
@@ -113,6 +114,56 @@ def test_what_predict_writes_has_the_score_of_the_run(name, finished, tmp_path, 
 def test_every_experiment_runs_on_the_smoke_profile(name, finished, tmp_path):
     assert smoke(name, finished / "data", tmp_path / name) == 0
     assert json.loads((tmp_path / name / "results.json").read_text())["experiment"] == name
+
+
+def test_a_finished_run_is_of_the_content_of_its_data(finished, tmp_path, error_of, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    copies = (finished / "data", data), (finished / "swiftnet", run)
+    for source, target in copies:
+        shutil.copytree(source, target)
+    assert smoke("swiftnet", data, run) == 0
+    assert "finished before" in capsys.readouterr().out
+    arguments = ("run", "swiftnet", "--data", data, "--out", run, "--profile", "smoke")
+
+    def corrected(folder):
+        path = next((data / folder).iterdir())
+        ids = np.array(Image.open(path))
+        ids[9, 9] = (ids[9, 9] + 1) % 12
+        Image.fromarray(ids).save(path)
+
+    def halved():
+        for path in data.glob("*/*.png"):
+            Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
+
+    for change, splits in (
+        (lambda: corrected("testannot"), ["test"]),
+        (lambda: corrected("trainannot"), ["test", "training"]),
+        (halved, ["test", "training"]),
+    ):
+        change()
+        error = error_of(*arguments)
+        assert all(f"the {split} frames differ from those of data" in error for split in splits)
+    (run / "results.json").unlink()  # as if it were not finished
+    assert "the training frames differ" in error_of(*arguments)
+
+
+def test_a_run_notes_how_its_data_differ_from_camvid(tmp_path, tiny_dataset, monkeypatch, capsys):
+    write_manifest(tiny_dataset, tmp_path / "manifest")
+    monkeypatch.setattr(camvid, "MANIFEST", tmp_path / "manifest")
+    monkeypatch.setattr(camvid, "SIZE", (96, 128))
+    assert smoke("bilinear-names", tiny_dataset, tmp_path / "whole") == 0
+    assert "note: " not in capsys.readouterr().out
+    for path in (tiny_dataset / "testannot").iterdir():
+        ids = np.array(Image.open(path))
+        Image.fromarray((ids + 1) % 12).save(path)
+    image = tiny_dataset / "train" / "train_000.png"
+    Image.open(image).rotate(180).save(image)
+    assert smoke("bilinear-names", tiny_dataset, tmp_path / "whole") == 0  # of the same ids
+    output = capsys.readouterr()
+    start = f"note: {tiny_dataset}: not the CamVid release: "
+    assert f"{start}3 labels shifted by one (void is 0; they are read as such), such" in output.out
+    assert "1 images that differ, such as train/train_000" in output.out
+    assert "warning" not in output.err
 
 
 def test_another_run_in_the_folder_is_refused_and_nothing_lost(finished, error_of, tmp_path):
@@ -263,6 +314,62 @@ def test_score_of_a_folder(finished, tmp_path, capsys, error_of):
     assert main(["score", str(labels), str(labels), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["miou"] == 100
     assert "absent" in error_of("score", tmp_path / "absent", labels)
+
+
+def test_score_says_where_ids_look_shifted(finished, tmp_path, capsys):
+    labels, shifted = finished / "data" / "testannot", tmp_path / "shifted"
+    shifted.mkdir()
+    for path in labels.iterdir():
+        ids = (np.array(Image.open(path)) + 1) % 12
+        Image.fromarray(ids).save(shifted / path.name)
+    for folders, own in (((shifted, labels), "predictions"), ((labels, shifted), "labels")):
+        command = ["score", *map(str, folders)]
+        options = ["--first-id", "1", "--void", "0", "--ids-of", own]
+        assert main(command) == 0
+        output = capsys.readouterr()
+        assert f"warning: ids look shifted by one: if those of the {own} count" in output.err
+        assert " ".join(options) in output.err
+        assert main([*command, *options]) == 0
+        output = capsys.readouterr()
+        assert (output.err, output.out.count("100.00 %")) == ("", 14)
+    assert main(["score", str(shifted), str(shifted), "--first-id", "1", "--void", "0"]) == 0
+    assert capsys.readouterr().err == ""
+    for path in labels.iterdir():
+        ids = np.array(Image.open(path)) % 11  # a model never predicts void
+        one_low = np.where(ids == 0, 255, ids - 1).astype(np.uint8)
+        Image.fromarray(one_low).save(shifted / path.name)
+    assert main(["score", str(shifted), str(labels)]) == 0
+    hint = "if those of the predictions are one too low, mIoU is 100.00 %"
+    assert hint in capsys.readouterr().err
+
+
+def test_score_says_where_ids_of_both_look_counted_from_one(finished, tmp_path, capsys):
+    for path in (finished / "data" / "testannot").iterdir():
+        ids = (np.array(Image.open(path)) + 1) % 12
+        for folder, content in (("labels", ids), ("predictions", ids.clip(min=1))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(content).save(tmp_path / folder / path.name)
+    command = ["score", str(tmp_path / "predictions"), str(tmp_path / "labels")]
+    assert main(command) == 0
+    assert "give --first-id 1 --void 0" in capsys.readouterr().err
+    assert main([*command, "--first-id", "1", "--void", "0", "--json"]) == 0
+    output = capsys.readouterr()
+    assert (output.err, json.loads(output.out)["miou"]) == ("", 100)
+
+
+def test_score_takes_colours_and_counts_unknown_ones(finished, tmp_path, capsys, error_of):
+    labels = finished / "data" / "testannot"
+    for path in labels.iterdir():
+        colours = np.array(PALETTE, np.uint8)[np.array(Image.open(path))]
+        Image.fromarray(colours).save(tmp_path / path.name)
+    assert main(["score", str(tmp_path), str(labels)]) == 0
+    assert capsys.readouterr().out.count("100.00 %") == 14
+    colours[-1, -3:] = 1, 2, 3
+    Image.fromarray(colours).save(tmp_path / path.name)
+    assert "(1, 2, 3) at row 95, column 125" in error_of("score", tmp_path, labels)
+    assert main(["score", str(tmp_path), str(labels), "--unknown-void"]) == 0
+    assert "warning: 3 pixels of unknown ids or colours are" in capsys.readouterr().err
+    assert "void 0 is the id of sky" in error_of("score", tmp_path, labels, "--void", "0")
 
 
 def test_data_verify_and_download(tiny_dataset, tmp_path, capsys, error_of):

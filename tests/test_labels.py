@@ -85,12 +85,16 @@ def test_ids_can_be_counted_from_any_number(path: Path, void: int, first: int, v
 
 def test_ids_that_look_counted_from_one_are_named_with_the_option(path: Path) -> None:
     save(path, np.arange(1, 13, dtype=np.uint8)[None])
-    refused(path, r"id 12 is not in 0..11 \(void is 11; found 1..12\); for ids from 1, give first")
+    refused(
+        path, r"id 12 is not in 0..11 \(void is 11; found 1..12\); for ids from 1, give --first"
+    )
     save(path, np.arange(13, dtype=np.uint8)[None])
-    refused(path, r"first_id 1 \(--first-id 1\) and void 0 \(--void 0\)")
-    refused(path, r"id 0 is not in 1..12 .* void 0 \(--void 0\)", first_id=1)
+    refused(path, r"--first-id 1 --void 0 \(in dataset.json: first_id 1, void 0\)")
+    refused(path, r"id 0 is not in 1..12 .* --void 0 ", first_id=1)
     save(path, np.array([[3, 31, 40]], dtype=np.uint8))
-    refused(path, r"ids 31, 40 are not in 0..11 .*; convert the labels")
+    refused(
+        path, r"ids 31, 40 are not in 0..11 .*; convert the labels with `camvid-lang data convert`"
+    )
 
 
 # Colours
@@ -134,6 +138,14 @@ def test_unknown_colours_are_named_or_counted_as_void(path: Path) -> None:
     expected[2, 3:5] = VOID
     with pytest.warns(UserWarning, match="2 pixels of unknown value taken as void"):
         assert np.array_equal(read_label(path, unknown_void=True), expected)
+    palette = [*COLOURS.tolist(), (1, 2, 3)]
+    save_palette(path, np.where(expected == ALL, ALL, 12), palette)
+    refused(path, r"\(1, 2, 3\) at row 2, column 3")
+    with pytest.warns(UserWarning, match="2 pixels of unknown"):
+        assert np.array_equal(read_label(path, unknown_void=True), expected)
+    save_palette(path, ALL, palette)  # not used here
+    refused(path, r"palette with \(1, 2, 3\)")
+    assert np.array_equal(read_label(path, unknown_void=True), ALL)
     save(path, colours[2:3, 3:5])
     refused(path, r"\(1, 2, 3\)", unknown_void=True)  # nothing is known
 
@@ -143,7 +155,9 @@ def test_unknown_colours_are_named_or_counted_as_void(path: Path) -> None:
 
 def test_palettes_of_other_data_sets_are_refused(path: Path) -> None:
     for indices in ([[0, 1], [1, 3]], [[0, 2]], [[0, 7]], [[0, 0]]):
-        refused(save_palette(path, indices, VOC), "if the indices are ids, save the ids as a grey")
+        save_palette(path, indices, VOC)
+        for more in ({}, {"unknown_void": True}):
+            refused(path, "if the indices are ids, save the ids as a grey image", **more)
     Image.fromarray(COLOURS[ALL]).convert("P").save(path)  # the web palette: nearest colours
     refused(path, "is not one of CamVid's|not one of CamVid's")
 

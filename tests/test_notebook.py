@@ -6,11 +6,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
 
 from camvid_lang import notebook
 from camvid_lang.data.classes import CLASSES
@@ -133,9 +136,25 @@ def test_in_colab_data_on_drive_are_copied_to_the_local_disk(tiny_dataset, tmp_p
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setitem(sys.modules, "google.colab", Mock())
     session = start("smoke", str(own))
-    assert session.data == tmp_path / "work" / "data" / "own"
+    assert session.data.parent.parent == tmp_path / "work" / "data"
+    assert session.runs == tmp_path / "work" / "runs" / "own-smoke"
+    assert start("smoke", str(own)).data == session.data
+    frames = session.frames("trainval")
+    label = own / "trainannot" / "train_000.png"
+    Image.fromarray(np.zeros((96, 128), np.uint8)).save(label)
+    other = start("smoke", str(own))
+    assert not other.frames("trainval").labels[0].any()
+    namesake = shutil.copytree(tiny_dataset, tmp_path / "drive" / "MyDrive" / "b" / "own")
+    assert len({session.data, other.data, start("smoke", str(namesake)).data}) == 3
     shutil.rmtree(own.parent.parent)
-    assert len(session.frames("trainval")) == 8
+    assert session.frames("trainval").digest == frames.digest
+
+
+def test_runs_on_another_folder_of_the_same_name_are_not_reused(make_dataset, session):
+    first, other = (replace(session, data=make_dataset(f"{n}/own", seed=n)) for n in range(2))
+    first.run("bilinear-names")
+    with pytest.raises(InputError, match="the test frames differ from those of own"):
+        other.run("bilinear-names")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,14 @@ def test_a_data_set_is_written_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset, "draw_scene", refuse)
     assert write_scenes(root, counts, size=(48, 64), seed=5) == root
+    whole = (root / "testannot/scene_00001.png").read_bytes()
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(root / "testannot/scene_00001.png")
+    with pytest.raises(AssertionError, match="drawn again"):
+        write_scenes(root, counts, size=(48, 64), seed=5)
+    monkeypatch.undo()
+    write_scenes(root, counts, size=(48, 64), seed=5)
+    assert (root / "testannot/scene_00001.png").read_bytes() == whole
+    monkeypatch.setattr(dataset, "draw_scene", refuse)
     with pytest.raises(AssertionError, match="drawn again"):
         write_scenes(root, counts, size=(48, 64), seed=6)
     assert not (root / "dataset.json").exists()  # a data set cut short is not taken for complete

@@ -39,7 +39,7 @@ SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 MANIFEST = Path(__file__).parent.parent / "assets" / "camvid_pixels.sha256"
 SIZE = (360, 480)  # of the release
 SHOWN = 8
-UNKNOWN_NOTE = "{} pixels of labels are of unknown value and taken as void"
+UNKNOWN_NOTE = "{} pixels of unknown ids or colours are taken as void"
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,14 +174,19 @@ def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
 
 @lru_cache(maxsize=8192)
 def _pixels(options: LabelIds, path: Path, _version: tuple) -> Pixels:
-    array, *more = _read(path, options)
-    return Pixels(array.shape, _digest(array), *more)
+    array, unknown, shifted = _read(path, options)
+    digest = _expected(path) if shifted is False else _digest(array)
+    return Pixels(array.shape, digest, unknown, shifted)
 
 
 def _digest(array: np.ndarray) -> str:
     digest = hashlib.sha256("x".join(map(str, array.shape)).encode())
     digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
+
+
+def _expected(path: Path) -> str | None:
+    return read_manifest().get(f"{path.parent.name}/{path.stem}")
 
 
 def _is_label(path: Path) -> bool:
@@ -193,7 +198,7 @@ def _read(path: Path, options: LabelIds) -> tuple[np.ndarray, int, bool | None]:
     if not _is_label(path):
         return read_image(path), 0, None
     ids, unknown = parse_label(path, options)
-    expected = read_manifest().get(f"{path.parent.name}/{path.stem}")
+    expected = _expected(path)
     if expected is None or options != PLAIN:
         return ids, unknown, None
     if _digest(ids) == expected:
@@ -476,7 +481,7 @@ def _shifted_labels(files: dict[str, Path], shifted: dict[Path, bool | None]) ->
             unclear = next(files[key] for key in labels if shifted[files[key]] is None)
             raise InputError(
                 f"{unclear}: some labels of this folder count ids from 1 with 0 = void, some from "
-                "0, and this one is not the release's; make them alike"
+                "0, and this one is not the release's; count all in one way"
             )
         again += [key for key in labels if True in found and shifted[files[key]] is not False]
     return again

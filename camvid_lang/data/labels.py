@@ -139,10 +139,11 @@ def _from_grey(path: Path, values: np.ndarray, options: LabelIds) -> np.ndarray:
     wrong = np.unique(values[ids == UNKNOWN]).tolist()
     if not wrong or (options.unknown_void and len(wrong) < len(np.unique(values))):
         return ids
-    advice = "convert the labels (`camvid-lang data convert` knows other copies of CamVid)"
+    advice = "convert the labels with `camvid-lang data convert`"
     if wrong == [last + 2] or (wrong == [0] and first == 1):
-        void_too = " and void 0 (--void 0)" if values.min() == 0 else ""
-        advice = f"for ids from 1, give first_id 1 (--first-id 1){void_too}, or {advice}"
+        keys = "first_id 1, void 0" if values.min() == 0 else "first_id 1"
+        flags = f"--{keys}".replace(", ", " --").replace("_", "-")
+        advice = f"for ids from 1, give {flags} (in dataset.json: {keys}), or {advice}"
     named = f"ids {', '.join(map(str, wrong[:6]))} are" if wrong[1:] else f"id {wrong[0]} is"
     high = void if void == last + 1 else last
     raise InputError(
@@ -167,43 +168,50 @@ def _from_colours(path: Path, image: Image.Image, unknown_void: bool) -> tuple[n
     Black is void's colour, and grey 0; what else there is decides, in the palette too.
     """
     if palette := image.mode in ("P", "PA"):
-        indices = np.asarray(image.getchannel(0))
-        table = np.full(256, -1)
-        whole = np.reshape(image.getpalette("RGB"), (-1, 3)) @ WEIGHTS
-        table[: len(whole)] = whole
-        codes = table[np.bincount(indices.ravel(), minlength=256) > 0]
+        channel = image.getchannel(0)
+        whole = np.frombuffer(bytes(image.getpalette("RGB")), np.uint8).reshape(-1, 3) @ WEIGHTS
+        if np.array_equal(whole, np.arange(256) * GREY):  # the usual one, without delay
+            return np.array(channel), False
+        table = np.pad(whole, (0, 256 - len(whole)), constant_values=-1)
+        codes = table[np.array(channel.histogram()) > 0]
     else:
-        codes, indices = np.unique(
-            np.asarray(image.convert("RGB")).reshape(-1, 3) @ WEIGHTS, return_inverse=True
-        )
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3) @ WEIGHTS
+        codes, indices = np.unique(pixels, return_inverse=True)
         whole, table, indices = codes, codes, indices.reshape(image.size[::-1])
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        """The value of each pixel from those of `table`; Pillow is several times as fast."""
+        values = values.astype(np.uint8)
+        return np.array(channel.point(values.tolist())) if palette else values[indices]
+
     hues = whole[whole % GREY != 0]
     if not (codes % GREY).any():
         black = not (codes.any() or hues.size)
         shades = set(((whole if black else codes) // GREY).tolist())
         if shades - {0, SKY}:
-            return (table // GREY)[indices], False
+            return spread(table // GREY), False
         if shades == {0} and not hues.size:
             raise InputError(f"{path}: black alone can be id 0 or the colour of void; {AS_GREY}")
     positions = np.searchsorted(_CODES, table).clip(max=len(_CODES) - 1)
-    ids = np.where(_CODES[positions] == table, _IDS[positions], UNKNOWN).astype(np.uint8)[indices]
-    foreign = hues[~np.isin(hues, _CODES)]
-    unknown = np.argwhere(ids == UNKNOWN)
-    if unknown_void and len(unknown) < ids.size:
+    ids = spread(np.where(_CODES[positions] == table, _IDS[positions], UNKNOWN))
+    unknown, foreign = codes[~np.isin(codes, _CODES)], hues[~np.isin(hues, _CODES)]
+    if not foreign.size and not unknown.size:
+        return ids, True
+    # A palette of mostly other colours is of something else, even if those are not used.
+    mostly_foreign = palette and 2 * foreign.size > hues.size
+    if unknown_void and unknown.size < codes.size and not mostly_foreign:
         return ids, True
     advice = f"if the indices are ids, {AS_GREY}" if palette else "convert the labels"
     advice += "; or take other colours as void (--unknown-void)"
-    if len(unknown):
-        row, column = unknown[0]
-        colour = _rgb(table[indices[row, column]])
-        raise InputError(
-            f"{path}: colour {colour} at row {row}, column {column} is not one of CamVid's "
-            f"({len(unknown)} such pixels); {advice}"
-        )
-    if len(foreign):
+    if not unknown.size:
         raise InputError(f"{path}: palette with {_rgb(foreign[0])}, not one of CamVid's; {advice}")
-    return ids, True
+    row, column = np.argwhere(ids == UNKNOWN)[0]
+    colour = image.convert("RGB").getpixel((int(column), int(row)))
+    raise InputError(
+        f"{path}: colour {colour} at row {row}, column {column} is not one of CamVid's "
+        f"({(ids == UNKNOWN).sum()} such pixels); {advice}"
+    )
 
 
 def _rgb(code: int) -> tuple[int, ...]:
-    return tuple(int(code).to_bytes(4, "big", signed=True)[1:])
+    return tuple(int(code).to_bytes(3, "big"))

@@ -4,6 +4,7 @@ Weather, light, the course of the road and everything along it vary; colours are
 classes, so shape, texture and position have to tell them apart.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,7 +155,7 @@ def scene_seed(seed: int, split: str, index: int) -> int:
 def write_scenes(
     root: str | Path, counts: Mapping[str, int] = COUNTS, size: tuple = SIZE, seed: int = 0
 ) -> Path:
-    """Write a data set of scenes as PNG files in CamVid's layout, unless it is there already.
+    """Write a data set of scenes as PNG files in CamVid's layout, unless it is there unchanged.
 
     Args:
         root: folder for {train,val,test} and {train,val,test}annot; created if missing.
@@ -167,8 +168,17 @@ def write_scenes(
     root = Path(root)
     note = f"drawn by camvid_lang.scenes, version {VERSION}, seed {seed}"
     described = {"name": "scenes", "counts": dict(counts), "size": list(size), "note": note}
-    text, marker = json.dumps(described, indent=1), root / "dataset.json"
-    if marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == text:
+    marker = root / "dataset.json"
+
+    def text() -> str:
+        """The content of `marker`, with a digest of all scenes."""
+        digest = hashlib.sha256()
+        for path in sorted(root.glob("*/scene_*.png")):
+            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+        return json.dumps({**described, "digest": digest.hexdigest()}, indent=1)
+
+    if marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == text():
         return root
     marker.unlink(missing_ok=True)
     for folder in (root / f"{split}{kind}" for split in counts for kind in ("", "annot")):
@@ -181,5 +191,5 @@ def write_scenes(
         name = f"scene_{index:05d}.png"
         Image.fromarray(image).save(root / split / name, compress_level=1)
         Image.fromarray(label).save(root / f"{split}annot" / name)
-    marker.write_text(text, encoding="utf-8")
+    marker.write_text(text(), encoding="utf-8")
     return root
