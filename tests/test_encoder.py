@@ -196,7 +196,7 @@ def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path
 
     refused(clip, resnet, r"a ResNet-18\) do not fit open_clip's camvid-tiny")
     refused(clip, tiny.visual.state_dict(prefix="visual."), r'Missing key.*"positional_embedding"')
-    larger = {k: torch.zeros(*[2 * n for n in v.shape]) for k, v in tiny.state_dict().items()}
+    larger = {k: torch.zeros([2 * n for n in v.shape]) for k, v in tiny.state_dict().items()}
     refused(clip, larger, r"an open_clip model\) do not fit")
     refused(
         clip,
