@@ -140,7 +140,7 @@ WRAPPED = {  # a state dict -> what is saved
     "trainer": lambda s: {"model_state_dict": s, "args": Namespace(lr=1), "optimizer": {}},
     "backbone": lambda s: {"model": {f"backbone.net.{k}": v for k, v in s.items()}},
     "averaged": lambda s: {
-        "state_dict": {k: torch.zeros_like(v) for k, v in s.items()},
+        "model": {k: torch.zeros_like(v) for k, v in s.items()},
         "state_dict_ema": {f"module.{k}": v for k, v in s.items()},
     },
 }
@@ -196,6 +196,8 @@ def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path
 
     refused(clip, resnet, r"a ResNet-18\) do not fit open_clip's camvid-tiny")
     refused(clip, tiny.visual.state_dict(prefix="visual."), r'Missing key.*"positional_embedding"')
+    larger = {k: torch.zeros([2 * n for n in v.shape]) for k, v in tiny.state_dict().items()}
+    refused(clip, larger, r"an open_clip model\) do not fit")
     refused(
         clip,
         dict.fromkeys(("vision_model.a", "text_model.a"), torch.zeros(1)),

@@ -40,10 +40,11 @@ ASSETS = Path(__file__).parent.parent / "assets"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Raised for weights that are missing, damaged or of another model; the hub's are OSErrors.
 UNLOADABLE = (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError)
-UNLOADABLE += (EOFError, StopIteration, pickle.UnpicklingError, SafetensorError)
+UNLOADABLE += (EOFError, StopIteration, AssertionError, pickle.UnpicklingError, SafetensorError)
 FOLDER, HUB = "local-dir:", "hf-hub:"  # open_clip's names for a model with its configuration
 CONFIG = "open_clip_config.json"
-# Where checkpoints keep the state dict; averaged weights are preferred, as timm does.
+# Where checkpoints keep the state dict; averaged weights come first, as in timm. open_clip itself
+# reads `state_dict` where there is one.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict")
 CONTAINERS += ("model_state_dict", "model", "module", "network", "net", "weights", "params")
 
@@ -91,24 +92,21 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
         source = f"{FOLDER}{source.removeprefix(FOLDER)}"
     if not own and (folder or source.startswith(HUB)):
         _compare_models(name, source)
-    problem = f"weights {source} of {name} cannot be loaded"
-    # timm's and open_clip's training checkpoints hold a Namespace.
-    with tempfile.TemporaryDirectory() as copy, torch.serialization.safe_globals([Namespace]):
-        if files:
-            state, as_it_is = _read_weights(files[-1])
-            problem = f"weights {source}{_architecture(state)} do not fit open_clip's {name}"
-            if not as_it_is:
-                source = f"{copy}/open_clip_pytorch_model.bin"
-                torch.save(state, source)
-                if folder:
-                    shutil.copy(files[0], copy)
-                    source = f"{FOLDER}{copy}"
-            del state
-        with _explained(problem):
-            if source.startswith((FOLDER, HUB)):
-                model = open_clip.create_model(source, require_pretrained=True)
-            else:
-                model = open_clip.create_model(name, pretrained=source, require_pretrained=True)
+    try:
+        model = _create(name, source)
+    except UNLOADABLE as error:
+        if not files:
+            raise InputError(
+                _unfit(f"weights {source} of {name} cannot be loaded", error)
+            ) from error
+        state = _read_weights(files[-1])
+        with tempfile.TemporaryDirectory() as copy:
+            file = f"{copy}/open_clip_pytorch_model.bin"
+            torch.save(state, file)
+            if folder:
+                shutil.copy(files[0], copy)
+            with _explained(f"weights {source}{_seems(state)} do not fit open_clip's {name}"):
+                model = _create(name, f"{FOLDER}{copy}" if folder else file)
     _refuse_not_finite(model, weights or name)
     return model.eval()
 
@@ -160,6 +158,14 @@ def weight_files(name: str, source: str) -> list[Path]:
     return [path / CONFIG, (named or found)[0]]
 
 
+def _create(name: str, source: str) -> open_clip.CLIP:
+    with warnings.catch_warnings():  # torch's, about files that are refused in one line
+        warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received")
+        if source.startswith((FOLDER, HUB)):
+            return open_clip.create_model(source, require_pretrained=True)
+        return open_clip.create_model(name, pretrained=source, require_pretrained=True)
+
+
 def _compare_models(name: str, source: str) -> None:
     """Refuse the weights `source` of another model than `name`, by their configurations."""
     keys = ("embed_dim", "quick_gelu", "timm_model_name", "context_length", "vocab_size")
@@ -174,11 +180,8 @@ def _compare_models(name: str, source: str) -> None:
         )
 
 
-def _read_weights(file: Path) -> tuple[dict[str, Tensor], bool]:
+def _read_weights(file: Path) -> dict[str, Tensor]:
     """The state dict in a file, by names without wrappers' prefixes; code in it is never run.
-
-    Returns:
-        The state dict, and whether open_clip reads the same from the file.
 
     Raises:
         InputError: a file without a state dict; the message says what it is.
@@ -192,16 +195,19 @@ def _read_weights(file: Path) -> tuple[dict[str, Tensor], bool]:
     try:
         if tensors:
             saved = load_file(file)
-        else:
-            with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+        else:  # opened, since torch would go by the name; timm's trainer saves a Namespace
+            with (
+                file.open("rb") as opened,
+                torch.serialization.safe_globals([Namespace]),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")  # of torch, about what is refused here
-                saved = torch.load(file, "cpu", weights_only=True, mmap=zipped)
+                saved = torch.load(opened, "cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise almost any exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        pickled = zipped or (head.startswith(b"\x80") and not tensors)
         kind = "safetensors" if tensors else "neither safetensors nor of torch.save, or"
-        what = f"{kind} damaged or cut short ({reason}); download it again"
-        raise InputError(f"weights {file}: {(pickled and _pickled(file)) or what}") from error
+        pickled = zipped or (head.startswith(b"\x80") and not tensors)
+        what = (pickled and _pickled(file)) or f"{kind} damaged or cut short; download it again"
+        raise InputError(f"weights {file}: {what}") from error
     found = saved
     while isinstance(found, Mapping) and (
         inner := [found[key] for key in CONTAINERS if isinstance(found.get(key), Mapping)]
@@ -214,9 +220,7 @@ def _read_weights(file: Path) -> tuple[dict[str, Tensor], bool]:
         if isinstance(saved, Mapping):
             what += f" of {', '.join(map(str, list(saved)[:5]))}" if saved else " that is empty"
         raise InputError(f"weights {file}: a {what}, not a state dict; save model.state_dict()")
-    own = found is saved or found is saved.get("state_dict")
-    own &= tensors == (file.suffix == ".safetensors")
-    return state, own and list(state) == [str(key).removeprefix("module.") for key in found]
+    return state
 
 
 def _plain_names(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
@@ -275,8 +279,8 @@ def _pickled(file: Path) -> str:
     return f"{what}, and to load it may run code; save model.state_dict() with torch.save"
 
 
-def _architecture(keys: Iterable[str]) -> str:
-    """' (a ResNet-50)', or what else a state dict looks like by its keys; '' if unknown."""
+def _seems(keys: Iterable[str]) -> str:
+    """' (a ResNet-50)', or what else a state dict looks like by its keys."""
     blocks = tuple(
         len({key.split(".")[1] for key in keys if key.startswith(f"layer{stage}.")})
         for stage in range(1, 5)
@@ -292,7 +296,7 @@ def _architecture(keys: Iterable[str]) -> str:
     ):
         if any(key.startswith(start) for key in keys):
             return f" ({what})"
-    return ""
+    return f" (of {', '.join(list(keys)[:2])}, ...)"
 
 
 @contextlib.contextmanager
@@ -301,8 +305,12 @@ def _explained(problem: str) -> Iterator[None]:
     try:
         yield
     except UNLOADABLE as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        raise InputError(f"{problem} ({reason}): set weights to a file that fits") from error
+        raise InputError(_unfit(problem, error)) from error
+
+
+def _unfit(problem: str, error: BaseException) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+    return f"{problem} ({reason}): set weights to a file that fits"
 
 
 def _refuse_not_finite(model: nn.Module, source: str) -> None:
@@ -417,8 +425,8 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
         raise InputError(f"weights file {weights} is missing: set weights to a file")
     else:
         network = timm.create_model(RESNET18, num_classes=0)
-        state, _ = _read_weights(Path(weights))
-        with _explained(f"weights {weights}{_architecture(state)} do not fit {RESNET18}"):
+        state = _read_weights(Path(weights))
+        with _explained(f"weights {weights}{_seems(state)} do not fit {RESNET18}"):
             network.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
         _refuse_not_finite(network, weights)
     network.reset_classifier(0)
