@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -37,6 +39,9 @@ ABSENT_CLASS_RULE = (
     "A class in neither labels nor predictions has no IoU and is left out of the mean; one that is "
     "predicted but never labelled has IoU 0 and is left out of the mean accuracy only."
 )
+
+
+CLASSES_KEY = "camvid-lang classes"  # of the text in a PNG that `segment` writes, one a line
 
 
 def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -187,6 +192,9 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
             not an id map, or two that differ in size.
     """
     folders = [_id_maps(Path(folder)) for folder in (predictions, labels)]
+    for name in [*folders[0]]:  # `segment` writes both
+        if f"{name}_overlay" not in folders[1]:
+            folders[0].pop(f"{name}_overlay", None)
     if alone := sorted(folders[0].keys() ^ folders[1].keys()):
         named = ", ".join(f"{name}.png" for name in alone[:5])
         raise InputError(
@@ -196,13 +204,23 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for name, file in folders[0].items():
-            pair = [torch.tensor(read_label(folder[name])) for folder in folders]
+            pair = [torch.tensor(x) for x in (_prediction(file), read_label(folders[1][name]))]
             if pair[0].shape != pair[1].shape:
                 own, its = ("x".join(map(str, x.shape[::-1])) for x in pair)
                 raise InputError(f"{file} is {own} but its label is {its}: resize it to that")
             yield pair[0], pair[1]
 
     return scores(confusion_matrix(pairs()))
+
+
+def _prediction(path: Path) -> np.ndarray:
+    """Predicted ids (H, W); what `segment` wrote names its classes, in any order."""
+    ids = read_label(path)
+    with Image.open(path) as file:
+        names = file.info.get(CLASSES_KEY, "").lower().splitlines()
+    if wrong := [name for name in names if name not in CLASSES]:
+        raise InputError(f"{path} was segmented into {wrong[0]!r}: leave out --classes to score it")
+    return np.array([CLASSES.index(name) for name in names], np.uint8)[ids] if names else ids
 
 
 def _id_maps(folder: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 Both take RGB images and return four maps at strides 4, 8, 16 and 32, finest first.
 """
 
+import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,11 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
             f"encoder {name!r} is not a model of open_clip: see open_clip.list_models()"
         )
     if weights == "random":
-        return open_clip.create_model(name, load_weights=False).eval()
+        logging.disable(logging.WARNING)  # open_clip warns of what is wanted here
+        try:
+            return open_clip.create_model(name, load_weights=False).eval()
+        finally:
+            logging.disable(logging.NOTSET)
     source = resolve_weights(name, weights)
     if download := open_clip.get_pretrained_cfg(name, source):
         # create_model would download too, but logs the error that it raises.
