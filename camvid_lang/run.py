@@ -83,12 +83,10 @@ def build_model(
     """
     torch.manual_seed(experiment.seed)  # of weights that are random
     encoder, clip = _encoder(experiment, experiment.weights)
-    if (text_encoder := _text_encoder(experiment, clip)) is None:
-        return assemble(experiment, encoder, None), None
+    text_encoder = _text_encoder(experiment, clip)
     prompts = prompts or trained_prompts(experiment)
-    model = assemble(experiment, encoder, embed_classes(prompts, text_encoder))
-    model.prompts = prompts
-    return model, text_encoder
+    text = embed_classes(prompts, text_encoder) if text_encoder else None
+    return assemble(experiment, encoder, text, prompts), text_encoder
 
 
 def _encoder(experiment: Experiment, weights: str) -> tuple[nn.Module, open_clip.CLIP | None]:
@@ -113,38 +111,39 @@ def _text_encoder(experiment: Experiment, clip: open_clip.CLIP | None) -> TextEn
     if its not in ("", own) and experiment.encoder != encoders.RESNET18:
         raise InputError(
             f"text bank {bank.path} is of {bank.model}, but the encoder is {name}: give a bank of "
-            f"the same CLIP, or leave it out"
+            "the same CLIP, or leave it out"
         )
     return bank
 
 
-def assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) -> SegmentationModel:
+def assemble(
+    experiment: Experiment, encoder: nn.Module, text: Tensor | None, prompts: Mapping | None = None
+) -> SegmentationModel:
     """The experiment's model around an encoder and a text matrix (K, C); new parts are seeded.
+
+    `prompts` are those of the matrix.
 
     Raises:
         InputError: widths of image and text that do not match.
     """
-    model = _assemble(experiment, encoder, text)
-    model.input_scale = experiment.input_scale
-    return model
-
-
-def _assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) -> SegmentationModel:
     torch.manual_seed(experiment.seed)
     trained, temperature = experiment.train_encoder, experiment.temperature
     widths = (experiment.width, experiment.spp_bottleneck, experiment.spp_width)
     if text is None:
-        return segmentation.SwiftNet(encoder, NUM_CLASSES, trained, *widths)
-    if experiment.model == "adapter":
-        return segmentation.Adapter(encoder, text, trained, temperature)
-    if experiment.model == "clip-upsampler":
-        return segmentation.CLIPUpsampler(encoder, text, trained, temperature, *widths)
-    if encoder.channels[-1] != text.shape[1]:
+        model = segmentation.SwiftNet(encoder, NUM_CLASSES, trained, *widths)
+    elif experiment.model == "adapter":
+        model = segmentation.Adapter(encoder, text, trained, temperature)
+    elif experiment.model == "clip-upsampler":
+        model = segmentation.CLIPUpsampler(encoder, text, trained, temperature, *widths)
+    elif encoder.channels[-1] != text.shape[1]:
         raise InputError(
             f"{experiment.name} compares {encoder.channels[-1]}-d image embeddings "
             f"with {text.shape[1]}-d text: leave out text_bank, or give one of the same CLIP"
         )
-    return segmentation.Bilinear(encoder, text, False, temperature)
+    else:
+        model = segmentation.Bilinear(encoder, text, False, temperature)
+    model.prompts, model.input_scale = prompts, experiment.input_scale
+    return model
 
 
 def run(
@@ -440,8 +439,7 @@ def load_run(
 
     text_encoder = None if experiment.model == "swiftnet" else LazyTextEncoder(make_text_encoder)
     text = text_encoder and (identity["text"] if saved else embed_classes(prompts, text_encoder))
-    model = assemble(experiment, encoder, text)
-    model.prompts = prompts
+    model = assemble(experiment, encoder, text, prompts)
     if saved:
         if not trained and frozen_state(model)["encoder"] != identity.get("encoder"):
             raise InputError(_other_file(folder, experiment, "weights"))

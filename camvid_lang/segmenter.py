@@ -159,12 +159,13 @@ class Segmenter:
 
     def _embed(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
         """(K, C) on the device; the run's own classes need no text encoder."""
-        groups = map(tuple, self.model.prompts.values())
-        own = dict(zip(groups, self.model.text, strict=True))
-        if other := {name: group for name, group in prompts.items() if tuple(group) not in own}:
+        keys = {name: tuple(map(str.lower, group)) for name, group in prompts.items()}
+        own = (tuple(map(str.lower, group)) for group in self.model.prompts.values())
+        rows = dict(zip(own, self.model.text, strict=True))
+        if other := {name: prompts[name] for name, key in keys.items() if key not in rows}:
             vectors = embed_classes(other, self._text_encoder).to(self._device)
-            own |= zip(map(tuple, other.values()), vectors, strict=True)
-        return torch.stack([own[tuple(group)] for group in prompts.values()])
+            rows |= zip(map(keys.get, other), vectors, strict=True)
+        return torch.stack([rows[key] for key in keys.values()])
 
     def _need_language(self) -> None:
         if self._text_encoder is None:

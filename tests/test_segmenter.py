@@ -222,7 +222,7 @@ def test_a_run_needs_its_files_for_other_words_only(name, finish, made, moved):
     segmenter = camvid_lang.load(moved / name, device="cpu", **given)
     own = segmenter.segment(RGB)
     np.testing.assert_array_equal(segmenter.segment(RGB, CLASSES).ids, own.ids)
-    assert segmenter.segment(RGB, "tree, car").classes == ["tree", "car"]
+    assert segmenter.segment(RGB, "tree, Car").classes == ["tree", "Car"]
     assert segmenter.similarity(["car"])[0, CLASSES.index("car")] == pytest.approx(1)
     with pytest.raises(
         InputError, match=r"bank\.npz, which is missing: give the path \(--text-bank"

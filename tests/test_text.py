@@ -72,6 +72,7 @@ def test_quotes_protect_commas_in_classes_and_prompts():
         "“a wide, empty road”,sky,",
         "„a wide, empty road“ , sky",
         "'a wide, empty road', sky",
+        "«a wide, empty road», sky",
         '\ufeff"a wide, empty road"\r\nsky\r\n',
         '"a wide, empty road"\rsky',
         "[\"a wide, empty road\", 'sky']".replace("'", '"'),
@@ -89,7 +90,7 @@ def test_quotes_protect_commas_in_classes_and_prompts():
     ("name", "content"),
     [
         ("words.txt", b'\xef\xbb\xbfcar | lorry\r\n\r\n"a wide, empty road"\r\n'),
-        ("words.TXT", b'car|lorry, "a wide, empty road"'),
+        ("words.list", b'car|lorry, "a wide, empty road"'),
         (
             "words.json",
             b'\xef\xbb\xbf{"car": ["car", "lorry"], "a wide, empty road": "a wide, empty road"}',
@@ -143,7 +144,19 @@ def test_what_clip_cannot_tell_apart_is_one_class(classes):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " , ", "\n", "car|,tree", "|", "car, car", '"car, tree', '"car\ntree"', '"a" b']
+    "text",
+    [
+        "",
+        " , ",
+        "\n",
+        "car|,tree",
+        "|",
+        "car, car",
+        '"car, tree',
+        '"car\ntree"',
+        '"a" b',
+        "['car', 'tree']",
+    ],
 )
 def test_unusable_texts_of_classes_are_refused(text):
     with pytest.raises(InputError, match="class"):

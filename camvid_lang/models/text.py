@@ -73,8 +73,8 @@ def class_prompts(
 # A class or prompt: in quotes, straight or typographic, or up to the next separator (commas of all
 # scripts). Apostrophes quote only what lies between two separators.
 _ITEM = re.compile(
-    r"""\s*(?: "((?:[^"]|"")*)" | [“”„]([^“”]*)[“”] | ['‘]([^'’]*)['’](?=\s*(?:[,，、،|]|$))
-    | ([^\s"“”„,，、،|][^,，、،|]*|) )\s*([,，、،|]|$)""",
+    r"""\s*(?: "((?:[^"]|"")*)" | [“”„«]([^“”»]*)[“”»] | ['‘]([^'’]*)['’](?=\s*(?:[,，、،|]|$))
+    | ([^\s"“”„«,，、،|][^,，、،|]*|) )\s*([,，、،|]|$)""",
     re.VERBOSE,
 )
 
@@ -87,8 +87,8 @@ def parse_classes(
     A class is named after its first prompt. Quotes around a class or prompt protect its commas.
 
     Args:
-        text: also the path of a file, `.txt` (such text) or else `.json` (a list or mapping), in
-            UTF-8; JSON itself; or a list or mapping for `class_prompts`.
+        text: also the path of a UTF-8 file, of JSON (a list or mapping) if it ends in `.json`, or
+            else of such text; JSON itself; or a list or mapping for `class_prompts`.
 
     Raises:
         InputError: a file that cannot be read, an unclosed quote, and as `class_prompts`.
@@ -100,21 +100,22 @@ def parse_classes(
     if not isinstance(text, str | Path):
         return class_prompts(text)
     name = str(text).strip()
-    if isinstance(text, Path) or re.fullmatch(r"(?i).+\.(json|txt)", name):
-        if isinstance(text, Path) or os.path.isfile(name):
-            return _read_classes(name)
-        if not re.search("[\"“”„'‘,，、،|]", name):
-            raise InputError(f"file {name} is missing; write a class of this name in quotes")
+    if isinstance(text, Path) or (os.path.isfile(name) and Path(name).suffix):
+        return _read_classes(name)
+    if re.fullmatch(r"""(?i)[^"“”„«'‘,，、،|]+\.(json|txt)""", name):
+        raise InputError(f"file {name} is missing; write a class of this name in quotes")
     return _parse(str(text))
 
 
 def _read_classes(path: str) -> dict[str, list[str]]:
-    kind = "text" if path.lower().endswith(".txt") else "JSON"
+    kind = "JSON" if path.lower().endswith(".json") else "text"
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         return _parse(text) if kind == "text" else class_prompts(_read_json(text))
     except (OSError, ValueError, RecursionError, InputError) as error:
-        raise InputError(f"{path} is not a readable {kind} file of classes ({error})") from error
+        raise InputError(
+            f"{path} is not a readable UTF-8 {kind} file of classes ({error})"
+        ) from error
 
 
 def _read_json(text: str) -> list | dict:
@@ -130,12 +131,14 @@ def _read_json(text: str) -> list | dict:
 
 
 def _parse(text: str) -> dict[str, list[str]]:
-    text, entries = text.removeprefix("\ufeff"), []
-    if text.lstrip()[:1] in ("[", "{"):
+    text, entries = text.removeprefix("\ufeff").strip(), []
+    if text[:1] + text[-1:] in ("[]", "{}"):
         try:
             return class_prompts(_read_json(text))
-        except (ValueError, RecursionError):  # a word in brackets
-            pass
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f'classes in brackets are not JSON ({error}): write ["car", "tree"], or car, tree'
+            ) from error
     for line in text.splitlines():
         prompts, at, separator = [], 0, ","
         while separator:
