@@ -5,6 +5,7 @@ it needs is imported when it runs, so that `--help` answers at once.
 """
 
 import argparse
+import glob
 import io
 import json
 import os
@@ -300,29 +301,37 @@ def convert(args: argparse.Namespace) -> None:
 
 @command(
     "segment",
-    argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images"),
+    argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="an image, a folder of images, or a pattern in quotes ('photos/*.jpg')",
+    ),
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
-    argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the run)'),
+    argument(
+        "--classes",
+        help='as in "road, car|lorry, shop window" (default: those of the run), '
+        "or a file: .txt (one a line) or .json (a list or mapping)",
+    ),
+    argument("--text-bank", help="where the run's text bank is now, if it has moved"),
+    argument("--weights", help="where the encoder's weights are now, if they have moved"),
     CHECKPOINT,
     DEVICE,
 )
 def segment(args: argparse.Namespace) -> None:
     """Segment images with any words, by a finished run.
 
-    Classes are separated by commas; "car|lorry" is one class of two prompts. Writes OUT/NAME.png
-    (ids in the order of the classes) and OUT/NAME_overlay.png (the image and its classes blended).
+    Classes are separated by commas (quotes protect them: '"a wide, empty road", sky'); "car|lorry"
+    is one class of two prompts. Writes OUT/NAME.png (ids in the order of the classes) and
+    OUT/NAME_overlay.png (the image and its classes blended). `score` takes OUT as it is.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    from camvid_lang.evaluation import CLASSES_KEY
     from camvid_lang.segmenter import load
 
-    images, out = [], Path(args.out)
-    for path in map(_existing, args.images):
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        images += [p for p in inside if p == path or p.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        raise InputError(f"no image in {', '.join(args.images)}: give another folder")
+    images, out = _find_images(args.images), Path(args.out)
     written: dict[str, Path] = {}
     for path in images:
         for target in (out / f"{path.stem}.png", out / f"{path.stem}_overlay.png"):
@@ -332,14 +341,17 @@ def segment(args: argparse.Namespace) -> None:
     for path in images:
         if _same_file(path) in written:
             raise InputError(f"{path} would be overwritten by a result: choose another --out")
-    segmenter = load(args.run, args.checkpoint, args.device)
+    places = {"text_bank": args.text_bank, "weights": args.weights}
+    segmenter = load(args.run, args.checkpoint, args.device, **places)
     for path in images:
         result = segmenter.segment(path, args.classes)
         if path is images[0]:
             for i, name in enumerate(result.classes):
                 print(f"{i:3}  #{bytes(result.colours[i]).hex()}  {name}")
         out.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(result.ids).save(out / f"{path.stem}.png")
+        about = PngImagePlugin.PngInfo()
+        about.add_itxt(CLASSES_KEY, "\n".join(result.classes))
+        Image.fromarray(result.ids).save(out / f"{path.stem}.png", pnginfo=about)
         result.overlay().save(out / f"{path.stem}_overlay.png")
         print(out / f"{path.stem}_overlay.png")
 
@@ -348,6 +360,28 @@ def _existing(name: str) -> Path:
     """The path in the Unicode form in which it exists; macOS writes another than is typed."""
     forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
     return next(filter(Path.exists, map(Path, forms)), Path(name))
+
+
+def _find_images(arguments: Sequence[str]) -> list[Path]:
+    """The images that are named, in a folder, or match a pattern, each once; others are noted."""
+    found, skipped = {}, []
+    for text in arguments:
+        path = Path(text)
+        matches = [path] if path.exists() else sorted(map(Path, glob.glob(text, recursive=True)))
+        if not matches:
+            raise InputError(f"{text}: no such file or folder, and no file matches it as a pattern")
+        for match in matches:
+            for file in sorted(match.iterdir()) if match.is_dir() else [match]:
+                image = file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+                if file == path or (image and not file.name.startswith(".")):
+                    found.setdefault(file.resolve(), file)
+                elif not file.name.startswith("."):
+                    skipped.append(file)
+    if not found:
+        raise InputError(f"no image in {', '.join(arguments)}: give another folder")
+    if skipped:
+        print(f"note: skipped {len(skipped)} that are not images (first: {skipped[0]})")
+    return list(found.values())
 
 
 def _same_file(path: Path) -> str:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -42,6 +44,7 @@ ABSENT_CLASS_RULE = (
 
 
 IDS_OF = ("both", "predictions", "labels")
+CLASSES_KEY = "camvid-lang classes"  # of the text in a PNG that `segment` writes, one a line
 
 
 def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -209,6 +212,9 @@ def score(
     given = LabelIds(void, first_id, unknown_void).check()
     options = [given if ids_of in (own, "both") else PLAIN for own in ("predictions", "labels")]
     folders = [_id_maps(Path(folder)) for folder in (predictions, labels)]
+    for name in [*folders[0]]:  # `segment` writes both
+        if f"{name}_overlay" not in folders[1]:
+            folders[0].pop(f"{name}_overlay", None)
     if alone := sorted(folders[0].keys() ^ folders[1].keys()):
         named = ", ".join(f"{name}.png" for name in alone[:5])
         raise InputError(
@@ -219,7 +225,7 @@ def score(
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for name, file in folders[0].items():
             read = [parse_label(f[name], o) for f, o in zip(folders, options, strict=True)]
-            pair = [torch.from_numpy(ids) for ids, _ in read]
+            pair = [torch.from_numpy(_named_ids(file, read[0][0])), torch.from_numpy(read[1][0])]
             unknown.extend(count for _, count in read)
             if pair[0].shape != pair[1].shape:
                 own, its = ("x".join(map(str, x.shape[::-1])) for x in pair)
@@ -255,6 +261,15 @@ def _shift_hint(confusion: Tensor, miou: float) -> str:
             "from 1 and 0 is void, give --first-id 1 --void 0"
         )
     return ""
+
+
+def _named_ids(path: Path, ids: np.ndarray) -> np.ndarray:
+    """Class ids of a prediction; what `segment` wrote names its classes, in any order."""
+    with Image.open(path) as file:
+        names = file.info.get(CLASSES_KEY, "").lower().splitlines()
+    if wrong := [name for name in names if name not in CLASSES]:
+        raise InputError(f"{path} was segmented into {wrong[0]!r}: leave out --classes to score it")
+    return np.array([CLASSES.index(name) for name in names], np.uint8)[ids] if names else ids
 
 
 def _id_maps(folder: Path) -> dict[str, Path]:

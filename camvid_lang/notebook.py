@@ -27,7 +27,7 @@ from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models.text import parse_classes
-from camvid_lang.report.figures import curves, heat_maps, overlay, to_png
+from camvid_lang.report.figures import curves, drawn_names, heat_maps, overlay, to_png
 from camvid_lang.report.tables import (
     banner,
     best_language,
@@ -40,7 +40,7 @@ from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
-from camvid_lang.segmenter import Segmenter, class_colours, read_rgb
+from camvid_lang.segmenter import Segmenter, class_colours, one_class_note, read_rgb
 from camvid_lang.training.mirror import Mirror
 
 __all__ = ["Session", "ask", "panel", "similar", "start"]
@@ -314,7 +314,7 @@ def _find_layout(folder: Path) -> Path:
 
 
 def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Figure]:
-    """Segment an image by any classes.
+    """Segment an image by any classes; prints the names of those that figures can only number.
 
     Args:
         image: (H, W, 3) uint8; reduced to a longer side of `MAX_SIDE` pixels.
@@ -323,14 +323,27 @@ def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Fig
     Returns:
         The segmentation with its legend, and a heat map of each class's probability among them.
     """
+    notes, figures = _ask(segmenter, image, text)
+    print("\n".join(notes), end="\n" if notes else "")
+    return figures
+
+
+def _ask(
+    segmenter: Segmenter, image: np.ndarray, text: str
+) -> tuple[list[str], tuple[Figure, Figure]]:
+    """What there is to say about the classes, and the figures of `ask`."""
     classes = parse_classes(text)
+    names = list(classes)
+    notes = [one_class_note(names[0])] if len(names) == 1 else []
+    shown = zip(drawn_names(names), names, strict=True)
+    notes += [f"{drawn}: {name}" for drawn, name in shown if drawn != name]
     small = Image.fromarray(image)
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     pixels = np.array(small)
     cosines = segmenter.cosines(pixels, classes)
     ids = cosines.argmax(axis=0).astype(np.uint8)
-    segmentation = overlay(pixels, ids, list(classes), class_colours(list(classes)))
-    return segmentation, heat_maps(pixels, cosines, list(classes), segmenter.temperature)
+    segmentation = overlay(pixels, ids, names, class_colours(names))
+    return notes, (segmentation, heat_maps(pixels, cosines, names, segmenter.temperature))
 
 
 def panel(
@@ -351,13 +364,13 @@ def panel(
         message.value = "…"
         try:
             image = images[choice.value] if latest is choice else _read_upload(upload.value)
-            figures = ask(segmenter, image, classes.value)
+            notes, figures = _ask(segmenter, image, classes.value)
         except InputError as error:
             message.value = f"<b>{html.escape(str(error))}</b>"
             return
         for output, figure in zip(outputs, figures, strict=True):
             output.value = to_png(figure)
-        message.value = ""
+        message.value = "<br>".join(map(html.escape, notes))
 
     def use(change: Bunch) -> None:
         nonlocal latest

@@ -6,6 +6,7 @@ few frames, predictions and similarities that a report draws).
 
 import hashlib
 import itertools
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -29,14 +31,15 @@ from camvid_lang.models import segmentation
 from camvid_lang.models.segmentation import SegmentationModel
 from camvid_lang.models.text import (
     CLIPTextEncoder,
+    LazyTextEncoder,
     TextBank,
     TextEncoder,
     class_prompts,
     embed_classes,
 )
 from camvid_lang.results import FigureData, read_results, versions, write_figures, write_results
-from camvid_lang.training.checkpoint import KINDS, Checkpoints, changed_settings, delete
-from camvid_lang.training.loop import changed_content, train
+from camvid_lang.training.checkpoint import KEYS, KINDS, Checkpoints, changed_settings, delete
+from camvid_lang.training.loop import frozen_state, same_text, train
 from camvid_lang.training.mirror import CHECKPOINTS, RESULTS, Mirror
 
 __all__ = ["assemble", "build_model", "load_run", "run", "trained_prompts"]
@@ -65,42 +68,61 @@ def trained_prompts(experiment: Experiment) -> dict[str, list[str]] | None:
 
 
 def build_model(
-    experiment: Experiment, prompts: Mapping | None = None, pretrained: bool = True
+    experiment: Experiment, prompts: Mapping | None = None
 ) -> tuple[SegmentationModel, TextEncoder | None]:
     """The experiment's model on the CPU, its pretrained parts loaded and its new parts seeded.
 
     Args:
         prompts: {class: [prompt, ...]} in place of the experiment's text set.
-        pretrained: False leaves ResNet-18 random where a checkpoint follows.
 
     Returns:
         The model and its text encoder (None for swiftnet); CLIP is loaded once for both.
 
     Raises:
-        InputError: missing weights, a prompt that cannot be embedded, widths that do not match.
+        InputError: missing weights, a prompt that cannot be embedded, a text bank of another CLIP,
+            widths that do not match.
     """
     torch.manual_seed(experiment.seed)  # of weights that are random
-    clip, text, text_encoder = None, None, None
+    encoder, clip = _encoder(experiment, experiment.weights)
+    text_encoder = _text_encoder(experiment, clip)
+    prompts = prompts or trained_prompts(experiment)
+    text = embed_classes(prompts, text_encoder) if text_encoder else None
+    return assemble(experiment, encoder, text, prompts), text_encoder
+
+
+def _encoder(experiment: Experiment, weights: str) -> tuple[nn.Module, open_clip.CLIP | None]:
+    """The image encoder, and the CLIP that it is part of."""
     if experiment.encoder == encoders.RESNET18:
-        encoder = encoders.load_resnet18(experiment.weights if pretrained else "random")
-    else:
-        clip = encoders.load_clip(experiment.encoder, experiment.weights)
-        encoder = encoders.DenseCLIPEncoder(clip)
-    if experiment.model != "swiftnet":
-        if experiment.text_bank:
-            text_encoder = TextBank(experiment.text_bank)
-        elif clip:
-            text_encoder = CLIPTextEncoder(clip, experiment.encoder)
-        else:  # ResNet-18 has no text tower
-            text_encoder = CLIPTextEncoder(encoders.load_clip(encoders.TINY), encoders.TINY)
-        text = embed_classes(prompts or trained_prompts(experiment), text_encoder)
-    model = assemble(experiment, encoder, text)
-    model.input_scale = experiment.input_scale
-    return model, text_encoder
+        return encoders.load_resnet18(weights), None
+    clip = encoders.load_clip(experiment.encoder, weights)
+    return encoders.DenseCLIPEncoder(clip), clip
 
 
-def assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) -> SegmentationModel:
+def _text_encoder(experiment: Experiment, clip: open_clip.CLIP | None) -> TextEncoder | None:
+    """The text bank, the text tower of `clip` (loaded if None), or None for swiftnet."""
+    if experiment.model == "swiftnet":
+        return None
+    name, weights = experiment.encoder, experiment.weights
+    if name == encoders.RESNET18:  # which has no text tower
+        name, weights = encoders.TINY, ""
+    if not experiment.text_bank:
+        return CLIPTextEncoder(clip or encoders.load_clip(name, weights), name)
+    bank = TextBank(experiment.text_bank)
+    own, its = (re.sub(r"[\W_]", "", word).lower() for word in (name, bank.model))
+    if its not in ("", own) and experiment.encoder != encoders.RESNET18:
+        raise InputError(
+            f"text bank {bank.path} is of {bank.model}, but the encoder is {name}: give a bank of "
+            "the same CLIP, or leave it out"
+        )
+    return bank
+
+
+def assemble(
+    experiment: Experiment, encoder: nn.Module, text: Tensor | None, prompts: Mapping | None = None
+) -> SegmentationModel:
     """The experiment's model around an encoder and a text matrix (K, C); new parts are seeded.
+
+    `prompts` are those of the matrix.
 
     Raises:
         InputError: widths of image and text that do not match.
@@ -109,17 +131,20 @@ def assemble(experiment: Experiment, encoder: nn.Module, text: Tensor | None) ->
     trained, temperature = experiment.train_encoder, experiment.temperature
     widths = (experiment.width, experiment.spp_bottleneck, experiment.spp_width)
     if text is None:
-        return segmentation.SwiftNet(encoder, NUM_CLASSES, trained, *widths)
-    if experiment.model == "adapter":
-        return segmentation.Adapter(encoder, text, trained, temperature)
-    if experiment.model == "clip-upsampler":
-        return segmentation.CLIPUpsampler(encoder, text, trained, temperature, *widths)
-    if encoder.channels[-1] != text.shape[1]:
+        model = segmentation.SwiftNet(encoder, NUM_CLASSES, trained, *widths)
+    elif experiment.model == "adapter":
+        model = segmentation.Adapter(encoder, text, trained, temperature)
+    elif experiment.model == "clip-upsampler":
+        model = segmentation.CLIPUpsampler(encoder, text, trained, temperature, *widths)
+    elif encoder.channels[-1] != text.shape[1]:
         raise InputError(
             f"{experiment.name} compares {encoder.channels[-1]}-d image embeddings "
             f"with {text.shape[1]}-d text: leave out text_bank, or give one of the same CLIP"
         )
-    return segmentation.Bilinear(encoder, text, False, temperature)
+    else:
+        model = segmentation.Bilinear(encoder, text, False, temperature)
+    model.prompts, model.input_scale = prompts, experiment.input_scale
+    return model
 
 
 def run(
@@ -183,10 +208,17 @@ def run(
             if (out / "results.json").exists():
                 return _read_finished(experiment, out, prompts, about_data, keep_finished)
             model, text_encoder = build_model(experiment, prompts)
+            files = _file_digests(experiment)
+            about = {"files": files, "prompts": prompts}
             model, history, train_miou = to_device(model, where), [], None
             if training:
                 training = training.to(where)
-                history = train(model, training, experiment, checkpoints, where, on_epoch)
+                history = train(model, training, experiment, checkpoints, where, on_epoch, about)
+            else:  # what a run needs to be loaded without the files that it was made from
+                state = {key: {} for key in KEYS} | {"epoch": 0, "model": model.trained_state()}
+                state["identity"] = {**frozen_state(model), **about}
+                state["settings"] = experiment.settings()
+                checkpoints.save(state, 0, best=True)
             started = time.perf_counter()
             scored = evaluate(model, test, desc=f"{name}: {experiment.test_split}")
             if experiment.score_train and training:
@@ -200,7 +232,7 @@ def run(
                 "settings": experiment.settings(),
                 "prompts": prompts,
                 "data": about_data,
-                "encoder": _describe_encoder(experiment, model, text_encoder),
+                "encoder": _describe_encoder(experiment, model, text_encoder, files),
                 "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
                 "versions": versions(),
                 "seconds": round(seconds, 1),
@@ -281,7 +313,10 @@ def _read_finished(
 
 
 def _describe_encoder(
-    experiment: Experiment, model: SegmentationModel, text_encoder: TextEncoder | None
+    experiment: Experiment,
+    model: SegmentationModel,
+    text_encoder: TextEncoder | None,
+    files: Mapping[str, str],
 ) -> dict:
     """Names and channels of encoder and text encoder for a report, and digests of their files."""
     labels = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
@@ -295,7 +330,7 @@ def _describe_encoder(
             "head": model.encoder.channels[-1],
             "text": model.text.shape[1] if text_encoder else 0,
         },
-        **{f"{key}_digest": digest for key, digest in _file_digests(experiment).items()},
+        **{f"{key}_digest": digest for key, digest in files.items()},
     }
 
 
@@ -365,38 +400,112 @@ def _similarities(text_encoder: TextEncoder) -> dict[str, np.ndarray]:
 
 
 def load_run(
-    folder: str | Path, checkpoint: str = "last"
+    folder: str | Path,
+    checkpoint: str = "last",
+    text_bank: str | Path | None = None,
+    weights: str | Path | None = None,
 ) -> tuple[SegmentationModel, Experiment, TextEncoder | None]:
     """A run's model in evaluation mode, on the CPU with its own classes; and what made it.
 
-    With the setting `ema` its weights are the averaged ones.
+    A run holds its own words' vectors and all that was trained. A frozen encoder is read from its
+    weights, and other words need the text bank or text tower, which is read when first used; both
+    must have the content that the run was made with. With the setting `ema` the weights are the
+    averaged ones.
 
     Args:
         checkpoint: `last`, the end of training, which results are measured with; or `best`, by mIoU
             over the training crops.
+        text_bank: where the run's text bank is now, if it has moved.
+        weights: where the weights of the run's encoder are now, if they have moved.
 
     Raises:
-        InputError: no run there, or no such checkpoint.
+        InputError: no run there, or no such checkpoint; weights or a text bank that are missing or
+            of other content.
     """
     if checkpoint not in KINDS:
         raise InputError(f"checkpoint {checkpoint!r}: choose {' or '.join(KINDS)}")
-    folder, prompts = Path(folder), None
+    folder = Path(folder)
     saved = Checkpoints(folder / CHECKPOINTS).newest(checkpoint)
+    state = saved[1] if saved else {"identity": {}}
+    identity = state["identity"]
     if (folder / "results.json").exists():
         results = read_results(folder / "results.json")
         settings, prompts = results["settings"], results["prompts"]
+        files = {key: results["encoder"].get(f"{key}_digest") for key in ("weights", "text_bank")}
     elif saved:
-        settings = saved[1]["settings"]
+        settings, prompts = state["settings"], identity.get("prompts")
+        files = identity.get("files", {})
     else:
         raise InputError(f"{folder} holds no run (no results.json and no checkpoints)")
     experiment = restore(settings)
     if experiment.epochs and not saved:
         raise InputError(f"{folder} holds no {checkpoint} checkpoint: run {experiment.name} again")
-    model, text_encoder = build_model(experiment, prompts, pretrained=not experiment.train_encoder)
+    given = {"text_bank": text_bank, "weights": weights}
+    given = {key: str(path) for key, path in given.items() if path is not None}
+    experiment = replace(experiment, **given)
+    prompts, trained = prompts or trained_prompts(experiment), experiment.train_encoder
+
+    def check(key: str, content: bool = True) -> None:
+        _check_file(folder, experiment, key, files.get(key), content)
+
+    for key in given:
+        check(key)
+    if not trained:
+        check("weights", content=not saved)  # otherwise compared once it is loaded, see below
+    encoder, clip = _encoder(experiment, "random" if trained else experiment.weights)
+
+    def make_text_encoder() -> TextEncoder:
+        if experiment.text_bank:
+            check("text_bank")
+        elif clip:
+            check("weights")
+        made = _text_encoder(experiment, None if trained else clip)
+        if saved and not same_text(embed_classes(prompts, made), identity["text"]):
+            raise InputError(
+                f"{folder} was made with another text encoder than {made.label}: its own words "
+                "have other vectors there; restore the original text_bank or weights"
+            )
+        return made
+
+    text_encoder = None if experiment.model == "swiftnet" else LazyTextEncoder(make_text_encoder)
+    text = text_encoder and (identity["text"] if saved else embed_classes(prompts, text_encoder))
+    model = assemble(experiment, encoder, text, prompts)
     if saved:
-        path, state = saved
-        if changed := changed_content(state["identity"], model):
-            raise InputError(f"checkpoint {path} is of another run ({'; '.join(changed)})")
+        if not trained and frozen_state(model)["encoder"] != identity.get("encoder"):
+            raise InputError(_other_file(folder, experiment, "weights"))
         averaged = state.get("average", {}).get("weights", {})
         model.load_trained_state({**state["model"], **averaged})
     return model.eval(), experiment, text_encoder
+
+
+def _check_file(
+    folder: Path, experiment: Experiment, key: str, known: str | None, content: bool
+) -> None:
+    """`InputError` unless the file of the setting `key` is that which the run was made with.
+
+    `known` is the file's digest, the name of what is not a file, or None in an older run.
+    """
+    file = _weights(experiment) if key == "weights" else experiment.text_bank
+    if key == "text_bank" and file and known == "":
+        raise InputError(f"{folder} was made without a text bank: leave out text_bank")
+    if not re.fullmatch("[0-9a-f]{64}", known or ""):
+        return  # weights of a hub; their content is compared when they are used
+    if not Path(file).is_file():
+        raise InputError(
+            f"{folder} needs its {key.replace('_', ' ')} {file}, which is missing: "
+            f"{_moved(key)} if it has moved"
+        )
+    if content and _file_digests(experiment)[key] != known:
+        raise InputError(_other_file(folder, experiment, key))
+
+
+def _other_file(folder: Path, experiment: Experiment, key: str) -> str:
+    file = _weights(experiment) if key == "weights" else experiment.text_bank
+    return (
+        f"{key.replace('_', ' ')} {file}: the content is not that which {folder} was made with: "
+        f"restore the file, or {_moved(key)} of the original"
+    )
+
+
+def _moved(key: str) -> str:
+    return f"give the path (--{key.replace('_', '-')} PATH; in Python {key}=PATH)"

@@ -27,22 +27,31 @@ MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory g
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
 
 ImageLike = str | Path | Image.Image | np.ndarray
-Classes = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+Classes = str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
-def load(folder: str | Path, checkpoint: str = "last", device: str = "auto") -> "Segmenter":
+def load(
+    folder: str | Path,
+    checkpoint: str = "last",
+    device: str = "auto",
+    text_bank: str | Path | None = None,
+    weights: str | Path | None = None,
+) -> "Segmenter":
     """Load the model of a run.
 
     Args:
         folder: the run's folder.
         checkpoint: `last`, the end of training, or `best`, by mIoU over the training crops.
         device: `cpu`, `cuda`, or `auto` (CUDA where there is a GPU).
+        text_bank: where the run's text bank is now, if it has moved.
+        weights: where the weights of the run's encoder are now, if they have moved.
 
     Raises:
-        InputError: no run in the folder, no such checkpoint, missing weights.
+        InputError: no run in the folder, no such checkpoint; weights of a frozen encoder that are
+            missing or others than the run was made with.
     """
     target = pick_device(device)
-    model, experiment, text_encoder = load_run(folder, checkpoint)
+    model, experiment, text_encoder = load_run(folder, checkpoint, text_bank, weights)
     return Segmenter(to_device(model, target), experiment, text_encoder)
 
 
@@ -69,9 +78,9 @@ class Segmenter:
     """A run's model, loaded once by `load`, that segments any image into any classes.
 
     In its methods `image` is what `read_rgb` accepts; `classes` are a list of words, a mapping
-    {class: [prompt, ...]}, a text for `models.text.parse_classes` ("road, car | lorry"), or None
-    for the run's own 11 classes. An image with a side over `max_side` pixels is brought to that
-    size for the model, and the result back to the image's own.
+    {class: [prompt, ...]}, a text or file for `models.text.parse_classes` ("road, car | lorry"),
+    or None for the run's own 11 classes. An image with a side over `max_side` pixels is brought to
+    that size for the model, and the result back to the image's own.
 
     Attributes:
         model: in evaluation mode; its `forward` takes (N, 3, H, W) images.
@@ -98,11 +107,12 @@ class Segmenter:
 
         Raises:
             InputError: an image or classes that cannot be read, a prompt that cannot be embedded,
-                words for SwiftNet, which has its own classes only.
+                a text bank or weights, needed for other words than the run's own, that are missing
+                or of other content; words for SwiftNet, which has its own classes only.
         """
         names, text = self._text(classes)
         if len(names) == 1:
-            warnings.warn(f"every pixel is {names[0]!r}: give more than one class", stacklevel=3)
+            warnings.warn(one_class_note(names[0]), stacklevel=3)
         rgb = read_rgb(image)
         with autocast(self._device):
             ids = self.model.segment(self._input(rgb, max_side), *text)[0].cpu().numpy()
@@ -128,14 +138,14 @@ class Segmenter:
     def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
         """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
         self._need_language()
-        prompts = list(class_prompts([prompts] if isinstance(prompts, str) else list(prompts)))
-        return (self._text_encoder.encode(prompts).cpu() @ self.model.text.cpu().T).numpy()
+        prompts = class_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+        return (self._embed(prompts) @ self.model.text.T).cpu().numpy()
 
     def _text(self, classes: Classes | None) -> tuple[list[str], tuple[Tensor, ...]]:
         """Names, and the model's argument after the images: a text matrix, or none for its own."""
         if classes is None:
             return self.classes, ()
-        prompts = parse_classes(classes) if isinstance(classes, str) else class_prompts(classes)
+        prompts = parse_classes(classes)
         if len(prompts) > 255:
             raise InputError(f"{len(prompts)} classes: ids are uint8, give at most 255")
         names = list(prompts)
@@ -144,8 +154,18 @@ class Segmenter:
         self._need_language()
         key = tuple(map(tuple, prompts.values()))
         if key not in self._embedded:
-            self._embedded[key] = embed_classes(prompts, self._text_encoder).to(self._device)
+            self._embedded[key] = self._embed(prompts)
         return names, (self._embedded[key],)
+
+    def _embed(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
+        """(K, C) on the device; the run's own classes need no text encoder."""
+        keys = {name: tuple(map(str.lower, group)) for name, group in prompts.items()}
+        own = (tuple(map(str.lower, group)) for group in self.model.prompts.values())
+        rows = dict(zip(own, self.model.text, strict=True))
+        if other := {name: prompts[name] for name, key in keys.items() if key not in rows}:
+            vectors = embed_classes(other, self._text_encoder).to(self._device)
+            rows |= zip(map(keys.get, other), vectors, strict=True)
+        return torch.stack([rows[key] for key in keys.values()])
 
     def _need_language(self) -> None:
         if self._text_encoder is None:
@@ -178,20 +198,27 @@ def read_rgb(image: ImageLike) -> np.ndarray:
         try:
             with Image.open(image) as file:
                 return read_rgb(file)
+        except InputError as error:
+            raise InputError(f"{image}: {error}") from error
         except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{image}: not a readable image ({reason})") from error
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
     # Pillow would clip 16 and 32-bit integers and floats (modes I, I;16, F).
     if not isinstance(image, Image.Image) or image.mode[0] in "IF":
-        image = _from_array(np.asarray(image))
-    image = ImageOps.exif_transpose(image)
+        image = _from_array(image)
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(image: ImageLike) -> Image.Image:
+    try:
+        array = np.asarray(image)
+    except (ValueError, TypeError, RuntimeError) as error:  # nested lists, tensors on a GPU, ...
+        raise InputError(f"{type(image).__name__}: not an image ({error})") from error
     channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
     if channels not in (1, 3, 4) or not array.size:
         raise InputError(f"array of shape {array.shape}: an image is (H, W) or (H, W, 1, 3 or 4)")
@@ -217,3 +244,8 @@ def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
     hues = (colorsys.hsv_to_rgb(k * 0.618 % 1, 0.7, 0.9 - k % 3 * 0.15) for k in count())
     others = (tuple(round(255 * part) for part in hue) for hue in hues)
     return [camvid[name] if name in camvid else next(others) for name in names]
+
+
+def one_class_note(name: str) -> str:
+    """What to say where a single class is given."""
+    return f"every pixel is {name!r}: give more than one class, separated by commas or lines"

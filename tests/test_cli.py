@@ -269,6 +269,66 @@ def test_segment_never_overwrites_an_image(finished, frame, tmp_path, error_of):
     assert not (tmp_path / "o").exists()
 
 
+def test_segment_takes_folders_patterns_and_files(finished, frame, tmp_path, capsys, error_of):
+    photos = tmp_path / "photos"
+    (photos / "deeper.png").mkdir(parents=True)
+    for name in ("a.jpg", "b.PNG", "c[1].png", "notes.txt", "._a.jpg", "deeper.png/d.png"):
+        if name.endswith(("txt", "_a.jpg")):
+            (photos / name).write_bytes(b"not an image")
+        else:
+            Image.open(frame).save(photos / name)
+    end = ["--run", str(finished / "frozen-names"), "--classes", "car, tree", "--out"]
+
+    def segmented(*arguments):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        assert main(["segment", *map(str, arguments), *end, str(out)]) == 0
+        return sorted(p.stem for p in out.iterdir() if not p.stem.endswith("_overlay"))
+
+    assert segmented(photos) == ["a", "b", "c[1]"]
+    assert "note: skipped 2 that are not images (first: " in capsys.readouterr().out
+    assert segmented(photos / "*.jpg") == ["a"]
+    assert segmented(photos / "c[1].png") == ["c[1]"]  # a file, not a pattern
+    assert segmented(photos / "**" / "d.*", photos / "[ab].*", photos / "a.jpg") == ["a", "b", "d"]
+    for wrong in (photos / "*.tif", photos / "absent.png"):
+        assert f"{wrong}: no such file" in error_of("segment", photos, wrong, *end, tmp_path / "o")
+    assert "no image in" in error_of("segment", photos / "*.txt", *end, tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_score_takes_what_segment_wrote(finished, tmp_path, capsys, error_of):
+    data, run = finished / "data", finished / "frozen-names"
+    expected = json.loads((run / "results.json").read_text())["miou"]
+
+    def score(name, *classes):
+        out = str(tmp_path / name)
+        common = ["--run", str(run), "--out", out, "--device", "cpu"]
+        assert main(["segment", str(data / "test"), *common, *classes]) == 0
+        capsys.readouterr()
+        assert main(["score", out, str(data / "testannot"), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["miou"]
+
+    assert score("own") == pytest.approx(expected)
+    assert score("named", "--classes", ", ".join(CLASSES)) == pytest.approx(expected)
+    assert score("turned", "--classes", ", ".join(CLASSES[::-1])) == pytest.approx(expected)
+    arguments = ("--run", run, "--out", tmp_path / "other", "--classes", "car, lorry")
+    assert main(list(map(str, ("segment", data / "test", *arguments)))) == 0
+    error = error_of("score", tmp_path / "other", data / "testannot")
+    assert "was segmented into 'lorry': leave out --classes" in error
+    (tmp_path / "own" / "stray_overlay.png").write_bytes(b"")
+    assert "stray_overlay.png" in error_of("score", tmp_path / "own", data / "testannot")
+
+
+def test_segment_reads_classes_from_a_file_and_warns_of_one(finished, frame, tmp_path, capsys):
+    (tmp_path / "words.txt").write_bytes('"a wide, empty road"\r\n路\r\n'.encode())
+    command = ["segment", str(frame), "--run", str(finished / "frozen-names"), "--out"]
+    command += [str(tmp_path / "out"), "--classes"]
+    assert main([*command, str(tmp_path / "words.txt")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines[:2]] == ["a wide, empty road", "路"]
+    assert main([*command, "road; car"]) == 0
+    assert "warning: every pixel is 'road; car': give more than" in capsys.readouterr().err
+
+
 def test_segment_needs_a_run(frame, tmp_path, error_of):
     assert str(tmp_path) in error_of("segment", frame, "--run", tmp_path, "--out", tmp_path / "o")
 

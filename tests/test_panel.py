@@ -54,6 +54,19 @@ def test_ask_gives_a_segmentation_and_one_heat_map_per_class():
     assert max(stub.calls[-1][0].shape) == MAX_SIDE
 
 
+def test_words_that_the_font_lacks_are_numbered_with_a_list(capsys):
+    segmentation, maps = ask(Stub(), IMAGES["one.png"], "road, 路，🚗, réverbère, شارع")
+    drawn = ["road", "class 1", "class 2", "réverbère", "class 4"]
+    assert [axes.get_title(loc="left") for axes in maps.axes[:5]] == drawn
+    assert [text.get_text() for text in segmentation.legends[0].get_texts()] == drawn
+    assert capsys.readouterr().out == "class 1: 路\nclass 2: 🚗\nclass 4: شارع\n"
+    found = parts(panel(Stub(), IMAGES, "<路>, car"))
+    assert found["HTML"][0].value == "class 0: &lt;路&gt;"
+    found["Textarea"][0].value = "road"
+    found["Button"][0].click()
+    assert found["HTML"][0].value.startswith("every pixel is &#x27;road&#x27;: give more")
+
+
 def test_similar_lists_the_most_similar_classes_first():
     table = similar(Stub(), ["vehicle"]).data.splitlines()
     assert table[-1] == "| vehicle | car (0.90), tree (0.10), road (-0.20) |"
@@ -113,7 +126,7 @@ def test_the_image_that_was_chosen_or_uploaded_last_is_segmented(kind, value, mo
     elif ipywidgets.__version__ < "8":
         pytest.skip("ipywidgets 7 is installed")
     stub = Stub()
-    found = parts(panel(stub, IMAGES, "road"))
+    found = parts(panel(stub, IMAGES, "road, car"))
     upload = found["FileUpload7" if kind else "FileUpload"][0]
     own = RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     content = io.BytesIO()

@@ -1,5 +1,7 @@
 """Any words on any image: inputs are checked where they enter, results are those of the model."""
 
+import json
+import shutil
 import warnings
 
 import numpy as np
@@ -11,6 +13,9 @@ from PIL import Image
 import camvid_lang
 from camvid_lang.data.classes import CLASSES, PALETTE
 from camvid_lang.errors import InputError
+from camvid_lang.experiments import configure
+from camvid_lang.models.encoder import ASSETS
+from camvid_lang.run import build_model, run
 from camvid_lang.segmenter import class_colours, read_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
@@ -173,6 +178,135 @@ def test_a_folder_without_a_run_or_an_unknown_device_is_refused(finished, tmp_pa
         camvid_lang.load(finished / "frozen-names", device="tpu9")
 
 
+# Runs whose files have moved or changed
+
+
+def write_bank(path, sign=1, width=64, **more):
+    """Of the 11 names, and of two words more whose vectors have the sign."""
+    vectors = np.random.default_rng(0).normal(size=(13, width)).astype(np.float32)
+    vectors[11:] *= sign
+    np.savez(path, phrases=[*CLASSES, "lorry", "kerb"], embeddings=vectors, **more)
+
+
+@pytest.fixture(scope="module")
+def made(finished, tmp_path_factory):
+    """A folder of runs and the files that they were made with."""
+    root = tmp_path_factory.mktemp("made")
+    bank, weights = root / "bank.npz", root / "clip.safetensors"
+    write_bank(bank)
+    shutil.copy(ASSETS / "camvid-tiny.safetensors", weights)
+    files = {"encoder": "camvid-tiny", "weights": str(weights), "text_bank": str(bank)}
+    for name in ("bilinear-names", "adapter-names", "full-names"):
+        run(configure(name, "smoke", **files), finished / "data", root / name, device="cpu")
+    return root
+
+
+@pytest.fixture
+def moved(made, tmp_path):
+    """The same, elsewhere: the recorded paths are free."""
+    for path in made.iterdir():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    for name in ("bank.npz", "clip.safetensors"):
+        (made / name).unlink()
+    yield tmp_path
+    for name in ("bank.npz", "clip.safetensors"):
+        (tmp_path / name).exists() and shutil.copy(tmp_path / name, made / name)
+
+
+@pytest.mark.parametrize("finish", [True, False])
+@pytest.mark.parametrize("name", ["bilinear-names", "adapter-names", "full-names"])
+def test_a_run_needs_its_files_for_other_words_only(name, finish, made, moved):
+    if not finish:
+        (moved / name / "results.json").unlink()
+    given = {} if name == "full-names" else {"weights": moved / "clip.safetensors"}
+    segmenter = camvid_lang.load(moved / name, device="cpu", **given)
+    own = segmenter.segment(RGB)
+    np.testing.assert_array_equal(segmenter.segment(RGB, CLASSES).ids, own.ids)
+    assert segmenter.segment(RGB, "tree, Car").classes == ["tree", "Car"]
+    assert segmenter.similarity(["car"])[0, CLASSES.index("car")] == pytest.approx(1)
+    with pytest.raises(
+        InputError, match=r"bank\.npz, which is missing: give the path \(--text-bank"
+    ):
+        segmenter.segment(RGB, "lorry, car")
+    write_bank(made / "bank.npz", sign=-1)  # the own words' vectors are the same
+    np.testing.assert_array_equal(segmenter.segment(RGB).ids, own.ids)
+    with pytest.raises(InputError, match=rf"bank\.npz: the content .*/{name} was .*--text-bank"):
+        segmenter.segment(RGB, "lorry, car")
+    (made / "bank.npz").unlink()
+    given["text_bank"] = moved / "bank.npz"
+    there = camvid_lang.load(moved / name, device="cpu", **given)
+    np.testing.assert_array_equal(there.segment(RGB).ids, own.ids)
+    assert there.cosines(RGB, "lorry, car").shape == (2, 96, 128)
+    np.testing.assert_allclose(there.cosines(RGB, "car"), there.cosines(RGB)[8:9], atol=1e-6)
+
+
+@pytest.mark.parametrize("finish", [True, False])
+@pytest.mark.parametrize("name", ["bilinear-names", "adapter-names"])
+def test_a_frozen_encoder_is_that_of_the_run_or_refused(name, finish, made, moved, monkeypatch):
+    if not finish:
+        (moved / name / "results.json").unlink()
+    with pytest.raises(
+        InputError, match=r"clip\.safetensors, which is missing: give the path \(--w"
+    ):
+        camvid_lang.load(moved / name)
+    state = open_clip.create_model("camvid-tiny", load_weights=False).state_dict()
+    torch.save(state, made / "other.pt")
+    shutil.copy(made / "other.pt", made / "clip.safetensors")
+    with pytest.raises(InputError, match=r"weights .*(content|do not fit)"):
+        camvid_lang.load(moved / name)
+    (made / "clip.safetensors").unlink()
+    for key, path in (("weights", made / "other.pt"), ("text_bank", made / "other.npz")):
+        write_bank(made / "other.npz", sign=-1)
+        with pytest.raises(InputError, match=f"{path.name}: the content is not that which"):
+            camvid_lang.load(moved / name, **{"weights": moved / "clip.safetensors", key: path})
+    monkeypatch.chdir(moved)
+    assert camvid_lang.load(name, weights="clip.safetensors").segment(RGB, "car, sky")
+
+
+def test_the_text_tower_of_a_trained_clip_is_that_of_the_run(finished, tmp_path):
+    weights = tmp_path / "clip.safetensors"
+    shutil.copy(ASSETS / "camvid-tiny.safetensors", weights)
+    entry = configure("full-names", "smoke", encoder="camvid-tiny", weights=str(weights))
+    run(entry, finished / "data", tmp_path / "run", device="cpu")
+    own = camvid_lang.load(tmp_path / "run").segment(RGB)
+    camvid_lang.load(tmp_path / "run").segment(RGB, "lorry, kerb")
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    segmenter = camvid_lang.load(tmp_path / "run")
+    np.testing.assert_array_equal(segmenter.segment(RGB).ids, own.ids)
+    with pytest.raises(InputError, match="--weights PATH"):
+        segmenter.segment(RGB, "lorry, kerb")
+    camvid_lang.load(tmp_path / "run", weights=tmp_path / "elsewhere.safetensors").similarity("bus")
+    with pytest.raises(InputError, match="was made without a text bank"):
+        camvid_lang.load(tmp_path / "run", text_bank="bank.npz")
+
+
+def test_a_run_of_before_that_holds_no_vectors_is_loaded_from_its_bank(made, tmp_path):
+    expected = camvid_lang.load(made / "bilinear-names").segment(RGB)
+    shutil.copytree(made / "bilinear-names", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    np.testing.assert_array_equal(camvid_lang.load(tmp_path / "run").segment(RGB).ids, expected.ids)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results["encoder"]["text_bank_digest"] = "0" * 64
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"bank\.npz: the content"):
+        camvid_lang.load(tmp_path / "run")
+
+
+def test_a_bank_of_another_clip_is_refused(tmp_path):
+    def build(model, width=64, **settings):
+        write_bank(tmp_path / "bank.npz", width=width, **({"model": model} if model else {}))
+        files = {"text_bank": str(tmp_path / "bank.npz"), "weights": "random"}
+        return build_model(configure(settings.pop("name"), "smoke", **files, **settings))
+
+    for name in ("bilinear-names", "adapter-names", "frozen-names"):
+        for model in ("ViT-B-16", "camvid-tiny-2"):
+            with pytest.raises(InputError, match=f"is of {model}, but the encoder is camvid-tiny"):
+                build(model, name=name, encoder="camvid-tiny")
+        for model in ("", "camvid-tiny", "Camvid_Tiny"):
+            build(model, name=name, encoder="camvid-tiny")
+    build("ViT-B-16", width=512, name="frozen-names", encoder="resnet18")  # any bank fits
+
+
 # Images
 
 
@@ -231,6 +365,23 @@ def test_transparency_is_composited_on_white(mode, tmp_path):
     read = read_rgb(image)
     assert read[:, :20].max() == 0
     assert read[:, 20:].min() == 255
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    first, second = Image.new("RGBA", (9, 9)), Image.new("RGBA", (9, 9), "blue")
+    for name in ("a.png", "a.gif", "a.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        assert read_rgb(tmp_path / name).min() == 255
+
+
+def test_a_16_bit_file_is_read_if_its_values_are_those_of_8_bits(tmp_path):
+    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "low.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "low.png")[..., 0], GREY)
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "high.png")
+    with pytest.raises(InputError, match=r"high\.png: uint16 values 0 to 65535: scale the image"):
+        read_rgb(tmp_path / "high.png")
+    with pytest.raises(InputError, match="list: not an image"):
+        read_rgb([[1, 2], [3]])
 
 
 def test_exif_orientation_is_applied(tmp_path):

@@ -67,7 +67,98 @@ def test_classes_are_separated_by_commas_or_lines(separator):
     }
 
 
-@pytest.mark.parametrize("text", ["", " , ", "\n", "car|,tree", "|", "car, car", '"car, tree'])
+def test_quotes_protect_commas_in_classes_and_prompts():
+    for text in (
+        '"a wide, empty road", sky',
+        "“a wide, empty road”,sky,",
+        "„a wide, empty road“ , sky",
+        "'a wide, empty road', sky",
+        "«a wide, empty road», sky",
+        '\ufeff"a wide, empty road"\r\nsky\r\n',
+        '"a wide, empty road"\rsky',
+        "[\"a wide, empty road\", 'sky']".replace("'", '"'),
+    ):
+        assert list(parse_classes(text)) == ["a wide, empty road", "sky"], text
+    assert parse_classes('"a, b" | c, d') == {"a, b": ["a, b", "c"], "d": ["d"]}
+    assert parse_classes('"car | lorry", sky')["car"] == ["car", "lorry"]
+    assert list(parse_classes("driver's cab, 12\" wheel, 'n roll, [sic]")) == [
+        *("driver's cab", '12" wheel', "'n roll", "[sic]")
+    ]
+    assert list(parse_classes("路，车、天空")) == ["路", "车", "天空"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("words.txt", b'\xef\xbb\xbfcar | lorry\r\n\r\n"a wide, empty road"\r\n'),
+        ("words.list", b'car|lorry, "a wide, empty road"'),
+        (
+            "words.json",
+            b'\xef\xbb\xbf{"car": ["car", "lorry"], "a wide, empty road": "a wide, empty road"}',
+        ),
+        ("a, b.json", b'{"car": ["car", "lorry"], "a wide, empty road": ["a wide, empty road"]}'),
+    ],
+)
+def test_classes_are_read_from_a_file(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    expected = {"car": ["car", "lorry"], "a wide, empty road": ["a wide, empty road"]}
+    for path in (str(tmp_path / name), tmp_path / name):
+        assert parse_classes(path) == expected
+    assert class_prompts(str(tmp_path / name)) == expected
+
+
+def test_a_file_of_classes_that_is_missing_is_no_class():
+    for name in ("a.txt", "words.json", "no such/words.TXT"):
+        with pytest.raises(InputError, match=f"{name} is missing; write a class of this name in q"):
+            parse_classes(name)
+    assert list(parse_classes('"a.txt"')) == list(parse_classes(["a.txt"])) == ["a.txt"]
+    assert list(parse_classes("road.json, a.txt")) == ["road.json", "a.txt"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"car": "a", "car": "b"}', '{"car": 1}', "[1, 2]", '["car", null]', '[["car"]]', "{}"),
+        *('["car",]', "car, tree", '{"car": {"a": "b"}}', '"car"'),
+    ],
+)
+def test_unusable_json_is_refused(content, tmp_path):
+    (tmp_path / "set.json").write_text(content)
+    with pytest.raises(InputError, match=r"set\.json"):
+        parse_classes(tmp_path / "set.json")
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["Car", "car"],
+        "Straße, STRAßE",
+        ["caf\u00e9", "cafe\u0301"],
+        ["shop window", "shop  window"],
+        {"vehicle": ["car", "lorry"], "transport": ["Lorry", "car"]},
+    ],
+)
+def test_what_clip_cannot_tell_apart_is_one_class(classes):
+    with pytest.raises(InputError, match=r"is given twice(, as '.*case and spaces.*)?: name"):
+        parse_classes(classes)
+    assert list(parse_classes(["cafe\u0301"])) == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " , ",
+        "\n",
+        "car|,tree",
+        "|",
+        "car, car",
+        '"car, tree',
+        '"car\ntree"',
+        '"a" b',
+        "['car', 'tree']",
+    ],
+)
 def test_unusable_texts_of_classes_are_refused(text):
     with pytest.raises(InputError, match="class"):
         parse_classes(text)
@@ -94,6 +185,13 @@ def test_a_bank_is_searched_by_alias_where_the_name_is_missing(tmp_path):
     torch.testing.assert_close(encoder.encode(["pavement", "tree"]), vectors[:2])
     with pytest.raises(InputError, match=r"'sidewalks': did you mean .*sidewalk"):
         encoder.encode(["sidewalks"])
+
+
+def test_a_bank_may_name_its_model(tmp_path):
+    arrays = {"phrases": ["car"], "embeddings": np.ones((1, 2))}
+    for given, model in (({}, ""), ({"model": "ViT-B-16"}, "ViT-B-16"), ({"model": ["a"]}, "a")):
+        np.savez(tmp_path / "bank.npz", **arrays, **given)
+        assert TextBank(tmp_path / "bank.npz").model == model
 
 
 def test_banks_that_cannot_be_used_are_refused(tmp_path):

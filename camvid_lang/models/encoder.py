@@ -4,6 +4,7 @@ Both take RGB images and return four maps at strides 4, 8, 16 and 32, finest fir
 """
 
 import contextlib
+import logging
 import pickle
 import shutil
 import tempfile
@@ -75,7 +76,7 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
             f"{FOLDER}FOLDER or {HUB}ORG/NAME"
         )
     if weights == "random":
-        with _explained(f"encoder {name} cannot be read"):
+        with _explained(f"encoder {name} cannot be read"), _without_warnings():
             return open_clip.create_model(name, load_weights=False).eval()
     source = resolve_weights(name, weights)
     if download := open_clip.get_pretrained_cfg(name, source):
@@ -297,6 +298,20 @@ def _seems(keys: Iterable[str]) -> str:
         if any(key.startswith(start) for key in keys):
             return f" ({what})"
     return f" (of {', '.join(list(keys)[:2])}, ...)"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Drop open_clip's warning that weights are random, where that is what is wanted."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "No pretrained weights" not in str(record.msg)
+
+    logging.getLogger().addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(keep)
 
 
 @contextlib.contextmanager

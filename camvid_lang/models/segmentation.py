@@ -4,7 +4,7 @@ Every model maps (N, 3, H, W) images, uint8 or float in [0, 1], to (N, K, H, W) 
 is the segmentation; `scores / model.temperature` are the logits of the loss.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class SegmentationModel(nn.Module):
 
     temperature = 1.0
     input_scale = 1.0  # images are upsampled by this before they are encoded
+    prompts: Mapping[str, Sequence[str]] | None = None  # {class: [prompt, ...]} trained with
 
     def __init__(self, encoder: nn.Module, train_encoder: bool):
         super().__init__()

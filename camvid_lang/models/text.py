@@ -4,11 +4,13 @@ Both turn prompts into float32 vectors of length one. A class may have several p
 embedding is their mean, normalised.
 """
 
-import csv
 import difflib
+import functools
 import json
+import os
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,7 @@ from camvid_lang.errors import InputError
 
 __all__ = [
     "CLIPTextEncoder",
+    "LazyTextEncoder",
     "TextBank",
     "TextEncoder",
     "class_prompts",
@@ -37,12 +40,13 @@ def class_prompts(
     """The prompts of each class, {class: [prompt, ...]}, in the order given.
 
     Args:
-        classes: `names` or `descriptions` of CamVid's 11 classes; the path of a JSON file of a
-            list or mapping; a list of prompts, each a class of its own; or a mapping from class
-            to a prompt or several.
+        classes: `names` or `descriptions` of CamVid's 11 classes; the path of a file, see
+            `parse_classes`; a list of prompts, each a class of its own; or a mapping from class to
+            a prompt or several.
 
     Raises:
-        InputError: an unreadable file, no classes, a class given twice, or an empty prompt.
+        InputError: an unreadable file, no classes, an empty prompt, two classes of one name or of
+            the same prompts. Upper and lower case are one, as they are to CLIP.
 
     Example:
         >>> class_prompts({"vehicle": ["car", "lorry"], "tree": "tree"})
@@ -54,13 +58,10 @@ def class_prompts(
         if classes == "descriptions":
             return {name: [text] for name, text in DESCRIPTIONS.items()}
         try:
-            read = json.loads(Path(classes).read_bytes())
-            if not isinstance(read, (list, dict)):
-                raise InputError("a JSON list or mapping of prompts is needed")
-            return class_prompts(read)
-        except (OSError, ValueError, RecursionError, InputError) as error:
+            return _read_classes(classes)
+        except InputError as error:
             raise InputError(
-                f"text set '{classes}' is not names, descriptions or a readable JSON file: {error}"
+                f"text set '{classes}' is not names, descriptions or a file: {error}"
             ) from error
     if isinstance(classes, Mapping):
         return _collect(classes.items())
@@ -69,30 +70,96 @@ def class_prompts(
     return _collect((name, name) for name in classes)
 
 
-def parse_classes(text: str) -> dict[str, list[str]]:
+# A class or prompt: in quotes, straight or typographic, or up to the next separator (commas of all
+# scripts). Apostrophes quote only what lies between two separators.
+_ITEM = re.compile(
+    r"""\s*(?: "((?:[^"]|"")*)" | [“”„«]([^“”»]*)[“”»] | ['‘]([^'’]*)['’](?=\s*(?:[,，、،|]|$))
+    | ([^\s"“”„«,，、،|][^,，、،|]*|) )\s*([,，、،|]|$)""",
+    re.VERBOSE,
+)
+
+
+def parse_classes(
+    text: str | Path | Sequence[str] | Mapping[str, str | Sequence[str]],
+) -> dict[str, list[str]]:
     """Classes from text: separated by commas or one a line; `|` separates a class's prompts.
 
-    A class is named after its first prompt. Double quotes around a class protect its commas.
+    A class is named after its first prompt. Quotes around a class or prompt protect its commas.
+
+    Args:
+        text: also the path of a UTF-8 file, of JSON (a list or mapping) if it ends in `.json`, or
+            else of such text; JSON itself; or a list or mapping for `class_prompts`.
 
     Raises:
-        InputError: no class, a class given twice, an empty prompt, or an unclosed quote.
+        InputError: a file that cannot be read, an unclosed quote, and as `class_prompts`.
 
     Example:
         >>> parse_classes('car | lorry, "sign, round", tree')
         {'car': ['car', 'lorry'], 'sign, round': ['sign, round'], 'tree': ['tree']}
     """
+    if not isinstance(text, str | Path):
+        return class_prompts(text)
+    name = str(text).strip()
+    if isinstance(text, Path) or (os.path.isfile(name) and Path(name).suffix):
+        return _read_classes(name)
+    if re.fullmatch(r"""(?i)[^"“”„«'‘,，、،|]+\.(json|txt)""", name):
+        raise InputError(f"file {name} is missing; write a class of this name in quotes")
+    return _parse(str(text))
+
+
+def _read_classes(path: str) -> dict[str, list[str]]:
+    kind = "JSON" if path.lower().endswith(".json") else "text"
     try:
-        rows = list(csv.reader(text.splitlines(), skipinitialspace=True, strict=True))
-    except csv.Error as error:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return _parse(text) if kind == "text" else class_prompts(_read_json(text))
+    except (OSError, ValueError, RecursionError, InputError) as error:
         raise InputError(
-            f'classes cannot be read ({error}): quote a whole class, as in "sign, round", tree'
+            f"{path} is not a readable UTF-8 {kind} file of classes ({error})"
         ) from error
-    entries = [[prompt.strip() for prompt in cell.split("|")] for row in rows for cell in row]
-    return _collect((prompts[0], prompts) for prompts in entries if prompts != [""])
+
+
+def _read_json(text: str) -> list | dict:
+    def refuse_twice(pairs: list[tuple[str, object]]) -> dict:  # json would keep the last
+        if len(found := dict(pairs)) < len(pairs):
+            raise InputError("a class is given twice: name each class once")
+        return found
+
+    read = json.loads(text, object_pairs_hook=refuse_twice)
+    if not isinstance(read, list | dict):
+        raise InputError("a JSON list or mapping of prompts is needed")
+    return read
+
+
+def _parse(text: str) -> dict[str, list[str]]:
+    text, entries = text.removeprefix("\ufeff").strip(), []
+    if text[:1] + text[-1:] in ("[]", "{}"):
+        try:
+            return class_prompts(_read_json(text))
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f'classes in brackets are not JSON ({error}): write ["car", "tree"], or car, tree'
+            ) from error
+    for line in text.splitlines():
+        prompts, at, separator = [], 0, ","
+        while separator:
+            if not (found := _ITEM.match(line, at)):
+                raise InputError(
+                    f"classes cannot be read from {line[at:].strip()[:60]!r}: quote a whole class, "
+                    'as in "sign, round", tree'
+                )
+            *items, separator = found.groups()
+            item = next(item for item in items if item is not None).replace('""', '"')
+            prompts += [prompt.strip() for prompt in item.split("|")]
+            at = found.end()
+            if separator != "|":
+                entries += [prompts] if prompts != [""] else []
+                prompts = []
+    return _collect((prompts[0], prompts) for prompts in entries)
 
 
 def _collect(pairs: Iterable[tuple[str, str | Sequence[str]]]) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {}
+    seen: dict[object, str] = {}  # names and groups of prompts, by which a class is found again
     for name, prompts in pairs:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         for prompt in (name, *prompts) if isinstance(prompts, Sequence) and prompts else (None,):
@@ -100,9 +167,14 @@ def _collect(pairs: Iterable[tuple[str, str | Sequence[str]]]) -> dict[str, list
                 raise InputError(f"class {name!r}: its prompts must be texts that are not empty")
             if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes that are not UTF-8
                 raise InputError(f"class {name!a}: write its prompts in UTF-8")
-        if name.strip() in classes:
-            raise InputError(f"class {name!r} is given twice: name each class once")
-        classes[name.strip()] = [" ".join(prompt.split()) for prompt in prompts]
+        name = unicodedata.normalize("NFC", name.strip())
+        prompts = [" ".join(unicodedata.normalize("NFC", prompt).split()) for prompt in prompts]
+        for key in (name.lower(), frozenset(prompt.lower() for prompt in prompts)):
+            if other := seen.get(key):
+                also = f", as {other!r} (case and spaces do not count)" if other != name else ""
+                raise InputError(f"class {name!r} is given twice{also}: name each class once")
+            seen[key] = name
+        classes[name] = prompts
     if not classes:
         raise InputError('no classes are given: name at least one, as in "car, tree"')
     return classes
@@ -167,12 +239,28 @@ class CLIPTextEncoder:
         return torch.cat([self.clip.encode_text(b, normalize=True) for b in batches]).float()
 
 
+class LazyTextEncoder:
+    """A text encoder that is made when it is first used: a run's own words need none."""
+
+    label = "text encoder of a run"
+
+    def __init__(self, make: Callable[[], TextEncoder]):
+        self._make = functools.cache(make)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """n prompts -> (n, C) float32; raises InputError where the encoder cannot be made."""
+        return self._make().encode(prompts)
+
+
 class TextBank:
     """Text embeddings from an .npz file of `phrases`, n texts, and `embeddings`, (n, C) floats.
 
     A prompt may carry the name of its collection before the last slash (`cityscapes/road`); it is
     found with or without it, and the vectors of one prompt in several collections are averaged.
     A class name of CamVid that is missing is looked up under `data.classes.ALIASES`.
+
+    Attributes:
+        model: the open_clip name of the CLIP that made it, an optional array in the file, or "".
 
     Raises:
         InputError: a missing or damaged file, wrong shapes, or vectors that are not usable.
@@ -185,6 +273,8 @@ class TextBank:
             with np.load(self.path, allow_pickle=False) as archive:
                 phrases = archive["phrases"].astype(str)
                 vectors = torch.from_numpy(archive["embeddings"]).float()
+                model = archive["model"] if "model" in archive else np.array([], str)
+                self.model = " ".join(model.astype(str).flat)
             if vectors.ndim != 2 or phrases.shape != vectors.shape[:1]:
                 raise ValueError(f"shapes are {phrases.shape} and {tuple(vectors.shape)}")
             if not (vectors.norm(dim=1) > 1e-12).all() or not vectors.isfinite().all():

@@ -10,6 +10,7 @@ import html
 import io
 import itertools
 import math
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
@@ -32,7 +34,7 @@ __all__ = ["Drawing", "architecture", "iou_venn"]
 __all__ += ["class_bars", "class_frequencies", "class_matrix", "confusion"]
 __all__ += ["confusion_and_similarity", "curves", "miou_bars", "similarity_matrices"]
 __all__ += ["comparison", "frames_and_labels", "heat_maps", "overlay", "predictions"]
-__all__ += ["colour_labels", "to_png"]
+__all__ += ["colour_labels", "drawn_names", "to_png"]
 
 Colour = tuple[int, int, int]  # RGB, 0..255
 STYLE = {
@@ -132,6 +134,24 @@ def _line(text: str, limit: int = 80) -> str:
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     # A legend leaves out what begins with "_"; a space of no width keeps it in.
     return f"\u200b{text}" if text.startswith("_") else text
+
+
+def drawn_names(names: Sequence[str]) -> list[str]:
+    """Names as `overlay` and `heat_maps` show them: "class 3" for the fourth, if it has letters
+    that the font lacks or that are written from right to left, which matplotlib cannot draw.
+    """
+    families = FontProperties().get_family()
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+
+    def drawable(letter: str) -> bool:
+        known = letter == " " or any(font.get_char_index(ord(letter)) for font in fonts)
+        return known and unicodedata.bidirectional(letter) not in ("R", "AL")
+
+    shown = [all(map(drawable, " ".join(name.split()))) for name in names]
+    return [
+        name if fine else f"class {i}"
+        for i, (name, fine) in enumerate(zip(names, shown, strict=True))
+    ]
 
 
 def _hex(colour: Colour) -> str:
@@ -251,13 +271,18 @@ def comparison(
 def overlay(
     image: ArrayLike, ids: ArrayLike, names: Sequence[str], colours: Sequence[Colour]
 ) -> Figure:
-    """An image (H, W, 3) next to itself tinted by the classes `ids` (H, W), with a legend."""
+    """An image (H, W, 3) next to itself tinted by the classes `ids` (H, W), with a legend.
+
+    Names that cannot be drawn are numbered, see `drawn_names`, here and in `heat_maps`.
+    """
     # More pixels than the figure has would only take memory.
     step = max(1, max(np.shape(ids)) // 1200)
     image, ids = np.asarray(image)[::step, ::step], np.asarray(ids)[::step, ::step]
     tinted = (0.45 * image + 0.55 * colour_labels(ids, colours)).round().astype(np.uint8)
     row = [("image", image), ("segmentation", tinted)]
-    return _gallery("Segmentation by words", [row], [*zip(names, colours, strict=True)])
+    return _gallery(
+        "Segmentation by words", [row], [*zip(drawn_names(names), colours, strict=True)]
+    )
 
 
 @_styled
@@ -280,7 +305,7 @@ def heat_maps(
     grid = figure.subplots(rows, 3, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, values, name in zip(grid.flat, maps, names, strict=False):
+    for axes, values, name in zip(grid.flat, maps, drawn_names(names), strict=False):
         drawn = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
         axes.set_title(_line(name, 34), loc="left")
     figure.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01).set_label(label)

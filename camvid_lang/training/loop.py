@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -38,12 +38,14 @@ def train(
     checkpoints: Checkpoints,
     device: torch.device,
     on_epoch: Callable[[list[dict]], object] | None = None,
+    about: Mapping | None = None,
 ) -> list[dict]:
     """Train for `experiment.epochs`, less those that the newest checkpoint has done.
 
     Args:
         model: trained in place, on `device`; with `ema` it ends with the averaged weights.
         on_epoch: called after each epoch with the history so far (to draw curves, say).
+        about: plain data kept with the checkpoints' identity.
 
     Returns:
         History, one entry per epoch: epoch (from 1), loss, miou (percent, over the epoch's own
@@ -55,6 +57,7 @@ def train(
         Interrupted: by SIGINT or SIGTERM, after at most the step under way.
     """
     trainer = Trainer(model, experiment, device, frames.digest)
+    trainer.identity |= about or {}
     history = trainer.resume(checkpoints)
     name, epochs, size = experiment.name, experiment.epochs, experiment.batch_size
     steps, done = number_of_batches(len(frames), size), len(history)
@@ -273,7 +276,7 @@ class Trainer:
             return self.history
         path, state = found
         changed = changed_settings(state["settings"], self.experiment.settings())
-        changed += changed_content(state["identity"], self.model, self.identity["frames"])
+        changed += changed_content(state["identity"], self.identity)
         if changed:
             raise InputError(
                 f"checkpoint {path} is of another run ({'; '.join(changed)}): undo the change, "
@@ -303,20 +306,22 @@ def frozen_state(model: SegmentationModel) -> dict:
     return {"encoder": digest.hexdigest(), "text": text.detach().cpu()}
 
 
-def changed_content(stored: dict, model: SegmentationModel, frames: str | None = None) -> list[str]:
-    """What differs between the `Trainer.identity` of a checkpoint and `model`.
+def same_text(one: Tensor, other: Tensor) -> bool:
+    """Whether two text matrices are of the same words and encoder.
 
-    To train on, `frames` are compared too, and an encoder that is trained: `model` must be new.
+    Not bit for bit: another machine embeds the same words with other rounding errors.
     """
-    current = {"frames": frames or stored.get("frames"), **frozen_state(model)}
-    text, now = stored.get("text", torch.zeros(0)), current["text"]
-    # Not bit for bit: another machine embeds the same words with other rounding errors.
-    same_text = text.shape == now.shape and torch.allclose(text, now, atol=1e-3)
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-3)
+
+
+def changed_content(stored: dict, current: dict) -> list[str]:
+    """What differs between the `Trainer.identity` of a checkpoint and of a new model."""
     differs = {
         "the training frames differ": stored.get("frames") != current["frames"],
-        "weights: those of the encoder differ": stored.get("encoder") != current["encoder"]
-        and bool(frames or not model.train_encoder),
-        "text_set, text_bank or weights: the text embeddings differ": not same_text,
+        "weights: those of the encoder differ": stored.get("encoder") != current["encoder"],
+        "text_set, text_bank or weights: the text embeddings differ": not same_text(
+            stored.get("text", torch.zeros(0)), current["text"]
+        ),
     }
     return [what for what, different in differs.items() if different]
 

@@ -92,7 +92,7 @@ class Mirror:
                 own = self.own.files(kind)
                 if (target := self.own.folder / path.name) in own:
                     self._copied[path.name] = target.stat().st_mtime_ns
-                elif epoch_of(path) > max(map(epoch_of, own), default=0):
+                elif epoch_of(path) > max(map(epoch_of, own), default=-1):
                     self._restore_file(path, target)
         for name in RESULTS:
             if (self.remote / name).exists() and not (self.local / name).exists():
@@ -161,7 +161,7 @@ class Mirror:
                 if path.exists():  # otherwise a newer checkpoint has replaced it
                     raise
         names = [path.name for path in files]
-        newest = max(map(epoch_of, self.own.files()), default=0)
+        newest = max(map(epoch_of, self.own.files()), default=-1)
         for path in (*self.there.files("last"), *self.there.files("best")):
             # Checkpoints of later epochs than this run has are kept, whatever the reason.
             if path.name not in names and epoch_of(path) <= newest:
