@@ -366,7 +366,7 @@ def _find_images(arguments: Sequence[str]) -> list[Path]:
     """The images that are named, in a folder, or match a pattern, each once; others are noted."""
     found, skipped = {}, []
     for text in arguments:
-        path = Path(text)
+        path = _existing(text)
         matches = [path] if path.exists() else sorted(map(Path, glob.glob(text, recursive=True)))
         if not matches:
             raise InputError(f"{text}: no such file or folder, and no file matches it as a pattern")
