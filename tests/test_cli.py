@@ -333,6 +333,18 @@ def test_segment_needs_a_run(frame, tmp_path, error_of):
     assert str(tmp_path) in error_of("segment", frame, "--run", tmp_path, "--out", tmp_path / "o")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--text-bank", "made without a text bank"), ("--weights", "other.bin: the content is not")],
+)
+def test_segment_takes_no_other_files_than_those_of_the_run(
+    option, message, finished, frame, tmp_path, error_of
+):
+    (tmp_path / "other.bin").write_bytes(b"other")
+    command = ("segment", frame, "--run", finished / "frozen-names", "--out", tmp_path / "o")
+    assert message in error_of(*command, option, tmp_path / "other.bin")
+
+
 # The other commands
 
 
