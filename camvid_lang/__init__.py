@@ -12,6 +12,7 @@ Example:
     (1, 11)
     >>> experiment = cl.experiment("frozen-names", profile="smoke")
     >>> results = cl.run(experiment, data="data/camvid", out="runs/x")
+    frozen-names: profile smoke on ...
     >>> test = cl.load_camvid("data/camvid", split="test")
     >>> cl.evaluate(segmenter.model, test)["miou"] == results["miou"]
     True

@@ -8,9 +8,11 @@ import argparse
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +53,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 DEVICE = argument("--device", default="auto", help="cpu, cuda or auto (default)")
 FRESH = argument("--fresh", action="store_true", help="start over; the default is to resume")
 JSON = argument("--json", action="store_true", help="print JSON")
+CHECKPOINT = argument("--checkpoint", choices=("last", "best"), default="last",
+                      help="the end of training (default), or the best by mIoU over the training "
+                      "crops")  # fmt: skip
 LABEL_IDS = (
     argument("--first-id", type=int, metavar="N", help="id of the first class, sky (default: 0)"),
     argument("--void", type=int, metavar="N", help="id of void (default: 11, or 11 + first id)"),
@@ -78,7 +83,7 @@ def demo(args: argparse.Namespace) -> None:
 
 @command(
     "list",
-    argument("--profile", default="thesis", help="thesis (default), cpu or smoke"),
+    argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke"),
     argument("--json", action="store_true", help="print all settings as JSON"),
 )
 def list_experiments(args: argparse.Namespace) -> None:
@@ -105,11 +110,12 @@ def list_experiments(args: argparse.Namespace) -> None:
     argument("name", metavar="NAME", help="an experiment of `camvid-lang list`"),
     argument("--data", required=True, help="folder in CamVid's layout"),
     argument("--out", required=True, help="folder of this run"),
-    argument("--profile", default="thesis", help="thesis (default), cpu or smoke"),
+    argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke"),
     argument("--set", action="append", default=[], metavar="KEY=VALUE",
              help="replace a setting of the list below (repeatable)"),
-    argument("--weights", help="weights of the encoder: a tag of open_clip, a file in open_clip's "
-             "format, or a file of ResNet-18 with timm's keys (short for --set weights=...)"),
+    argument("--weights", help="weights of the encoder: a tag of open_clip, a file or folder in "
+             "open_clip's format, or a file of ResNet-18 with timm's keys (short for --set "
+             "weights=...)"),
     argument("--text-bank", help=".npz with `phrases` and `embeddings`, in place of a text tower "
              "(short for --set text_bank=...)"),
     argument("--mirror", metavar="DIR", help="second folder, on a drive for example, that gets a "
@@ -119,8 +125,9 @@ def list_experiments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and score one experiment on a data set, or resume it.
 
-    Writes OUT/results.json and OUT/report.html. Profiles: thesis (as published; a GPU, hours), cpu
-    (no GPU; a quarter of an hour on CamVid), smoke (seconds, for tests). Without a model hub:
+    Writes OUT/results.json and OUT/report.html. Profiles: thesis (as published, for a GPU), quick
+    (30 epochs of it), cpu (no GPU; a quarter of an hour on CamVid), smoke (seconds, for tests).
+    Without a model hub:
 
       camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\
         --weights resnet18.safetensors --text-bank clip_text.npz
@@ -147,6 +154,7 @@ def run(args: argparse.Namespace) -> None:
     options = {key: getattr(args, key) for key in ("device", "fresh", "mirror", "command")}
     results = run_experiment(experiment, args.data, args.out, **options)
     page = report_runs([args.out])
+    _print_scores(results)
     thesis = THESIS_ROWS.get(experiment.name)
     published = f" (thesis: {thesis['miou']} %)" if thesis and is_camvid(results) else ""
     print(f"{experiment.name}: mIoU {_percent(results['miou'])}{published}; {page}")
@@ -192,11 +200,43 @@ def score(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=1))
         return
-    for key, title in (("accuracy",) * 2, ("mean_accuracy", "mean accuracy"), ("miou", "mIoU")):
-        print(f"{title:14}{_percent(found[key]):>9}")
-    for name, value in found["iou"].items():
-        print(f"  IoU {name:12}{_percent(value):>7}")
+    _print_scores(found)
     print(f"Void pixels are ignored. {ABSENT_CLASS_RULE}")
+
+
+@command(
+    "predict",
+    argument("run", metavar="RUN", help="folder of a finished run"),
+    argument("--data", required=True, help="folder in CamVid's layout"),
+    argument("--split", default="test", help="train, val, trainval or test (default)"),
+    argument("--out", required=True, help="folder for the id PNGs"),
+    CHECKPOINT,
+    DEVICE,
+)
+def predict(args: argparse.Namespace) -> None:
+    """Write a run's predictions for a split as id PNGs, as `score` reads them.
+
+    OUT/NAME.png holds the id 0..10 of the best class of each pixel, at the size of the frame.
+    """
+    from PIL import Image
+    from tqdm import tqdm
+
+    from camvid_lang.data.camvid import SPLITS, load_camvid
+    from camvid_lang.evaluation import predict as predict_ids
+    from camvid_lang.segmenter import load
+
+    frames, out = load_camvid(args.data, args.split), Path(args.out)
+    if len({Path(name).name for name in frames.names}) < len(frames):
+        raise InputError(f"{args.data}: frames of train and val share names; choose one --split")
+    model = load(args.run, args.checkpoint, args.device).model
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise InputError(f"{out} is not empty: choose a new folder, as `score` reads all of it")
+    for image, name in zip(frames.images, tqdm(frames.names, unit="frame"), strict=True):
+        ids = predict_ids(model, image[None])[0].cpu().numpy()
+        Image.fromarray(ids).save(out / f"{Path(name).name}.png")
+    labels = " and ".join(f"{args.data}/{part}annot" for part in SPLITS[args.split])
+    print(f"{len(frames)} predictions in {out}; score them against {labels}")
 
 
 @command("data verify", FOLDER, *LABEL_IDS)
@@ -231,15 +271,42 @@ def download(args: argparse.Namespace) -> None:
 
 
 @command(
+    "data convert",
+    argument("source", metavar="SRC", help="folder, zip or tar of another copy of CamVid"),
+    argument("dest", metavar="DEST", help="new folder, for the copy in CamVid's layout"),
+    argument("--size", default="same", metavar="WxH",
+             help="resize, as in 480x360; the default, same, keeps the size"),
+    argument("--segnet-split", action="store_true",
+             help="SegNet's split in place of Kaggle's folders, for scores that can be compared"),
+    *LABEL_IDS,
+)  # fmt: skip
+def convert(args: argparse.Namespace) -> None:
+    """Convert another copy of CamVid (Kaggle's, fastai's, the original) to the 11 classes.
+
+    SRC is recognised by its folders; it is not modified. Frames keep the split of Kaggle's folders;
+    those of fastai (whatever valid.txt says) and of the original get SegNet's. With --size, labels
+    take the nearest pixel; frames the mean of a block where both sides shrink by whole factors,
+    else Lanczos. --first-id and --void are for data in CamVid's layout whose ids count otherwise.
+    """
+    from camvid_lang.data.convert import convert as convert_data
+
+    size = re.fullmatch(r"([1-9]\d{0,4})[xX\u00d7]([1-9]\d{0,4})", args.size.strip(), re.ASCII)
+    if not size and args.size != "same":
+        raise InputError(f"--size {args.size}: write it as WIDTHxHEIGHT, as in 480x360, or same")
+    height_width = (int(size[2]), int(size[1])) if size else None
+    options = {"segnet_split": args.segnet_split, "options": _label_ids(args)}
+    print(convert_data(args.source, args.dest, height_width, **options).summary())
+
+
+@command(
     "segment",
     argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images"),
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
     argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the run)'),
-    argument("--checkpoint", choices=("last", "best"), default="last",
-             help="the end of training (default), or the best by mIoU over the training crops"),
+    CHECKPOINT,
     DEVICE,
-)  # fmt: skip
+)
 def segment(args: argparse.Namespace) -> None:
     """Segment images with any words, by a finished run.
 
@@ -251,7 +318,7 @@ def segment(args: argparse.Namespace) -> None:
     from camvid_lang.segmenter import load
 
     images, out = [], Path(args.out)
-    for path in map(Path, args.images):
+    for path in map(_existing, args.images):
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         images += [p for p in inside if p == path or p.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
@@ -277,9 +344,22 @@ def segment(args: argparse.Namespace) -> None:
         print(out / f"{path.stem}_overlay.png")
 
 
+def _existing(name: str) -> Path:
+    """The path in the Unicode form in which it exists; macOS writes another than is typed."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next(filter(Path.exists, map(Path, forms)), Path(name))
+
+
 def _same_file(path: Path) -> str:
-    """Equal for two names of one file; upper and lower case are one on some disks."""
-    return str(path.resolve()).casefold()
+    """Equal for two names of one file; case and Unicode forms are one on some disks."""
+    return unicodedata.normalize("NFC", str(path.resolve())).casefold()
+
+
+def _print_scores(found: dict) -> None:
+    for key, title in (("accuracy",) * 2, ("mean_accuracy", "mean accuracy"), ("miou", "mIoU")):
+        print(f"{title:14}{_percent(found[key]):>9}")
+    for name, value in found["iou"].items():
+        print(f"  IoU {name:12}{_percent(value):>7}")
 
 
 def _label_ids(args: argparse.Namespace) -> tuple | None:
@@ -306,7 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (action, arguments) in COMMANDS.items():
         group, _, word = name.rpartition(" ")
         if group not in groups:
-            parent = groups[""].add_parser(group, help="Download or verify CamVid")
+            parent = groups[""].add_parser(group, help="Download, convert or verify CamVid")
             groups[group] = parent.add_subparsers(required=True, metavar="COMMAND")
         text = "\n".join(line.removeprefix("    ") for line in action.__doc__.splitlines())
         parser = groups[group].add_parser(
@@ -328,10 +408,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters of a path
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    args = build_parser().parse_args(arguments)
-    args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds
     try:
+        args = build_parser().parse_args(arguments)
+        args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_: print(f"warning: {text}", file=sys.stderr)
             args.action(args)

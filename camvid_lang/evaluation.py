@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
-from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames
+from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames, plain_stem
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.labels import PLAIN, LabelIds, parse_label
 from camvid_lang.device import autocast
@@ -258,15 +258,15 @@ def _shift_hint(confusion: Tensor, miou: float) -> str:
 
 
 def _id_maps(folder: Path) -> dict[str, Path]:
-    """The PNG files of a folder by name without suffix."""
+    """The PNG files of a folder by name without suffix, in NFC."""
     if not folder.is_dir():
         raise InputError(f"folder {folder} is missing or is not a folder")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() != ".png" or path.name.startswith(".") or not path.is_file():
             continue
-        if files.setdefault(path.stem, path) != path:
-            raise InputError(f"{path} and {files[path.stem].name} share a name: keep one")
+        if (other := files.setdefault(plain_stem(path), path)) != path:
+            raise InputError(f"{path} and {other.name} share a name: keep one")
     if not files:
         raise InputError(f"folder {folder} has no .png files: give one of id maps 0..11")
     return files

@@ -21,14 +21,21 @@ from PIL import Image
 from traitlets import Bunch
 
 from camvid_lang.data.camvid import Frames, load_camvid
-from camvid_lang.data.download import download_camvid
+from camvid_lang.data.download import download_camvid, unpack
 from camvid_lang.demo import demo_settings
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models.text import parse_classes
 from camvid_lang.report.figures import curves, heat_maps, overlay, to_png
-from camvid_lang.report.tables import banner, encoder_note, measured_on, tables, to_markdown
+from camvid_lang.report.tables import (
+    banner,
+    best_language,
+    encoder_note,
+    measured_on,
+    tables,
+    to_markdown,
+)
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
@@ -47,7 +54,7 @@ NOTEBOOKS = {"bilinear": "02", "adapter": "02", "frozen": "03", "full": "04", "s
 def start(
     profile: str = "auto",
     data: str = "camvid",
-    drive: bool = False,
+    drive: bool | str | Path = False,
     resume: bool = True,
     settings: str = "",
 ) -> "Session":
@@ -57,9 +64,11 @@ def start(
     current one is called `notebooks`.
 
     Args:
-        profile: `thesis`, `cpu`, `smoke`, or `auto`: thesis on a GPU, else cpu.
-        data: `camvid` (downloaded once), `scenes` (drawn, no download), or a folder.
-        drive: mount Google Drive and mirror all runs to `My Drive/camvid-lang` (Colab only).
+        profile: `thesis`, `quick`, `cpu`, `smoke`, or `auto`: thesis on a GPU, else cpu.
+        data: `camvid` (downloaded once), `scenes` (drawn, no download), a folder, or a zip or tar
+            file, which is unpacked once. CamVid's layout may be in a folder inside.
+        drive: mount Google Drive and mirror all runs to `My Drive/camvid-lang` (Colab only); or a
+            folder to mirror them to.
         resume: False starts every run over and deletes what an earlier one left.
         settings: replaces settings of what is trained, as in `"epochs=10, batch_size=4"`.
 
@@ -75,7 +84,10 @@ def start(
         "frozen-names", **{"profile": profile, **chosen}
     )  # raises before anything is downloaded
     work = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
-    mirror = _mount_drive() if drive else None
+    given = Path(drive).expanduser() if drive and isinstance(drive, str | Path) else None
+    mirror = given or (_mount_drive() if drive else None)
+    if mirror and not mirror.is_dir():
+        raise InputError(f"DRIVE '{mirror}' is not a folder: create it, or set DRIVE to False")
     folder = _prepare_data(data, profile, work)
     label = f"{folder.name.removesuffix('-smoke')}-{profile}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -150,9 +162,9 @@ class Session:
         return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
 
     def best(self) -> str:
-        """The finished run of the highest mIoU."""
+        """The finished run with language of the highest mIoU; without one, any run's."""
         results = self.finished()
-        return max(results, key=lambda name: results[name]["miou"] or 0)
+        return best_language(results) or max(results, key=lambda name: results[name]["miou"] or 0)
 
     def folder(self, name: str) -> Path:
         """The local folder of a finished run, restored from Google Drive if necessary.
@@ -170,22 +182,20 @@ class Session:
         """Tables of the thesis ("7.1", ...; all by default) with the scores measured here."""
         results = self.finished()
         parts = [
-            f"Cells: **measured / thesis{'' if banner(results) else ' (difference)'}**, in %. "
-            f"{measured_on(results)} Profile `{self.profile}`. The thesis: CamVid's 233 test "
-            "frames at 480x360. Void pixels are ignored; one confusion matrix for the whole split.",
-            banner(results),
-            encoder_note(results),
+            f"{measured_on(results)} Profile `{self.profile}`. Void pixels are ignored; one "
+            "confusion matrix for the whole split.",
+            banner(results)
+            or "Cells: **measured / thesis (difference)**, in %. The thesis: CamVid's 233 test "
+            f"frames at 480x360. {encoder_note(results)}",
         ]
         for table in tables(results):
             if not numbers or table.number in numbers:
                 parts.append(to_markdown(table))
         return Markdown("\n\n".join(filter(None, parts)))
 
-    def published_iou(self) -> dict[str, dict[str, float]]:
-        """The thesis's IoU per class, by experiment; empty unless CamVid's test split was used."""
-        if banner(self.finished()):
-            return {}
-        return {name: row["iou"] for name, row in THESIS_ROWS.items() if "iou" in row}
+    def published(self) -> dict[str, dict]:
+        """The thesis's scores by experiment; empty unless CamVid's test split was used."""
+        return {} if banner(self.finished()) else THESIS_ROWS
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:
         """The frames of a split, in memory; at most 8 with the profile `smoke`."""
@@ -221,17 +231,24 @@ def _one_line_errors() -> None:
 
 def _mount_drive() -> Path | None:
     if "google.colab" not in sys.modules:
-        print("note: DRIVE needs Google Colab; runs are kept on the local disk only")
+        print("note: DRIVE needs Google Colab; runs are kept on the local disk only (set DRIVE to "
+              "False, or to a folder that lasts)")  # fmt: skip
         return None
-    from google.colab import drive
-
+    print("mounting Google Drive; if nothing asks for access, stop the cell and set DRIVE to False")
     mount = Path.cwd() / "drive"
     folder = mount / "MyDrive" / "camvid-lang"
     try:
+        from google.colab import drive
+
         drive.mount(str(mount))
-        folder.mkdir(parents=True, exist_ok=True)
-    except Exception as error:  # Colab raises what it likes: declined access, blocked cookies, ...
-        raise InputError(f"Google Drive: {error}; allow access, or set DRIVE to False") from error
+        folder.mkdir(exist_ok=True)  # MyDrive is there if it is mounted
+    # Colab raises what it likes: declined access, blocked cookies, another kernel, ...
+    except (Exception, KeyboardInterrupt) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"Google Drive cannot be mounted ({reason}): allow access and third-party cookies, or "
+            "set DRIVE to False, or to another folder that lasts"
+        ) from error
     return folder
 
 
@@ -244,8 +261,13 @@ def _prepare_data(data: str, profile: str, work: Path) -> Path:
         download_camvid(work / "data" / "camvid")
         return work / "data" / "camvid"
     folder = Path(data).expanduser()
+    if folder.is_file():
+        return _unpack_once(folder, work / "data")
     if not folder.is_dir():
-        raise InputError(f"DATA '{data}' is not a folder: choose camvid, scenes or a folder")
+        raise InputError(
+            f"DATA '{data}' is not a folder: choose camvid, scenes, a folder, or a zip or tar file"
+        )
+    folder = _find_layout(folder)
     if "google.colab" not in sys.modules or "drive" not in folder.resolve().parts:
         return folder
     # Thousands of small reads from Google Drive stall; one copy does not. It is used again for the
@@ -261,6 +283,34 @@ def _prepare_data(data: str, profile: str, work: Path) -> Path:
         shutil.copytree(folder, part, dirs_exist_ok=True)
         part.rename(local)
     return local
+
+
+def _unpack_once(archive: Path, data: Path) -> Path:
+    """The data set of an archive as a folder in `data` that is named after its content."""
+    digest = hashlib.sha256()
+    with archive.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    folder = data / f"{archive.name.partition('.')[0]}-{digest.hexdigest()[:10]}"
+    if not folder.is_dir():
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=data) as temporary:
+            unpack(archive, Path(temporary, "all"), f"DATA '{archive}'")
+            _find_layout(Path(temporary, "all")).rename(folder)
+    return folder
+
+
+def _find_layout(folder: Path) -> Path:
+    """The folder in CamVid's layout: this one, or one up to three levels below it."""
+    found: list[Path] = []
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        labels = (x for x in folder.glob(f"{depth}trainannot") if "__MACOSX" not in x.parts)
+        # What lies in a data set belongs to it.
+        found += [x.parent for x in labels if x.is_dir() and not {*x.parents} & {*found}]
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in sorted(found)[:4])
+        raise InputError(f"DATA: {folder} holds several data sets ({names}): choose one folder")
+    return (found or [folder])[0]
 
 
 def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Figure]:

@@ -39,7 +39,7 @@ def read_results(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_bytes())  # of UTF-8, -16 or -32, with or without a mark
         parts = [(results, KEYS)] + [(results[key], inner) for key, inner in INNER_KEYS.items()]
         parts += [(entry, HISTORY_KEYS) for entry in results["history"]]
         [part[key] for part, keys in parts for key in keys]

@@ -5,6 +5,7 @@ few frames, predictions and similarities that a report draws).
 """
 
 import hashlib
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -167,6 +168,8 @@ def run(
         "train_digest": training.digest if training else "",
         "complete": report.complete and not experiment.limit,
     }
+    trained = f"{len(training)} frames to train on, " if training else ""
+    print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(test)} to test on")
     with _lock(out):
         copies = Mirror(out, mirror) if mirror else None
         checkpoints = Checkpoints(out / CHECKPOINTS, copies.update if copies else None)
@@ -197,7 +200,7 @@ def run(
                 "settings": experiment.settings(),
                 "prompts": prompts,
                 "data": about_data,
-                "encoder": _describe_encoder(experiment, text_encoder),
+                "encoder": _describe_encoder(experiment, model, text_encoder),
                 "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
                 "versions": versions(),
                 "seconds": round(seconds, 1),
@@ -277,14 +280,21 @@ def _read_finished(
     return results
 
 
-def _describe_encoder(experiment: Experiment, text_encoder: TextEncoder | None) -> dict:
-    """Names of encoder, weights and text encoder for a report, and digests of their files."""
+def _describe_encoder(
+    experiment: Experiment, model: SegmentationModel, text_encoder: TextEncoder | None
+) -> dict:
+    """Names and channels of encoder and text encoder for a report, and digests of their files."""
     labels = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
     weights = _weights(experiment)
     return {
         "name": experiment.encoder,
         "weights": labels.get(weights, Path(weights).name),
         "text": text_encoder.label if text_encoder else "none",
+        "channels": {
+            "stages": list(model.encoder.stages),
+            "head": model.encoder.channels[-1],
+            "text": model.text.shape[1] if text_encoder else 0,
+        },
         **{f"{key}_digest": digest for key, digest in _file_digests(experiment).items()},
     }
 
@@ -298,18 +308,22 @@ def _weights(experiment: Experiment) -> str:
 
 def _file_digests(experiment: Experiment) -> dict[str, str]:
     """SHA-256 of the files `weights` and `text_bank`; the name itself for what is not a file."""
-    files = {"weights": _weights(experiment), "text_bank": experiment.text_bank}
+    weights, bank = _weights(experiment), Path(experiment.text_bank)
+    files = encoders.weight_files(experiment.encoder, weights)
+    read = {"weights": files, "text_bank": [bank] if bank.is_file() else []}
     return {
-        key: hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else file
-        for key, file in files.items()
+        key: hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+        if paths
+        else {"weights": weights, "text_bank": experiment.text_bank}[key]
+        for key, paths in read.items()
     }
 
 
 def _figure_data(
     model: SegmentationModel, test: Frames, text_encoder: TextEncoder | None
 ) -> FigureData:
-    """A few frames, evenly spaced over the test split, with predictions and similarities."""
-    chosen = sorted({i * len(test) // SAMPLES for i in range(SAMPLES)})
+    """A few frames with predictions, and the similarities of the classes' texts."""
+    chosen = _clear_frames(test)
     predictions = torch.cat([predict(model, image[None]) for image in test.images[chosen]])
     return FigureData(
         images=test.images[chosen].cpu().numpy(),
@@ -318,6 +332,22 @@ def _figure_data(
         names=tuple(test.names[i] for i in chosen),
         similarities=_similarities(text_encoder) if text_encoder else {},
     )
+
+
+def _clear_frames(frames: Frames) -> list[int]:
+    """One frame of each quarter of a split: with the most classes, then the highest contrast.
+
+    The choice rests on images and labels only. The one of the highest contrast comes first.
+    """
+    counts = [
+        torch.bincount(x.flatten(), minlength=NUM_CLASSES)[:NUM_CLASSES] for x in frames.labels
+    ]
+    shown = [(count > 0.002 * frames.labels[0].numel()).sum().item() for count in counts]
+    contrast = [image.float().std().item() for image in frames.images]
+    bounds = [i * len(frames) // SAMPLES for i in range(SAMPLES + 1)]
+    quarters = [range(*pair) for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
+    chosen = [max(quarter, key=lambda i: (shown[i], contrast[i])) for quarter in quarters]
+    return sorted(chosen, key=contrast.__getitem__, reverse=True)
 
 
 def _similarities(text_encoder: TextEncoder) -> dict[str, np.ndarray]:

@@ -14,16 +14,16 @@
 
 # %%
 # @title Choices
-PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 
 # %% [markdown]
 # | choice | meaning |
 # |---|---|
-# | `PROFILE` | `thesis`: the published settings, for a GPU. `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
-# | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: drawn road scenes, no download. Or a folder of your own in the same layout. |
-# | `DRIVE` | Mounts Google Drive (Colab only) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
+# | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, some ten minutes of a T4 for a frozen model. `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
+# | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: drawn road scenes, no download. Or a folder of your own in the same layout, or a zip or tar file of one. |
+# | `DRIVE` | Mounts Google Drive (Colab only; elsewhere write a folder instead) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
 # | `RESUME` | In the notebooks that train. On: a run that was interrupted is resumed, a finished one is read. Off: each run starts over and the earlier one is deleted, also on Drive; turn it on again before you leave. |
 # | `SETTINGS` | In the notebooks that train. Replaces settings of what is trained, as in `epochs=60, batch_size=4`. |
 
@@ -149,5 +149,14 @@ from camvid_lang.report.figures import iou_venn
 iou_venn()
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. In the cell of figure 4.1, show the frames with the most void pixels:
+#    `chosen = (train.labels == 11).flatten(1).sum(1).argsort(descending=True)[:3].tolist()`.
+# 2. What accuracy has a model that predicts "road" everywhere? And what mIoU? Compute both from the
+#    class frequencies, before you run anything.
+# 3. Replace a description by one of your own in `class_prompts({"sky": "...", ...})`. Which classes
+#    come closer to it?
+#
 # Next: [2. Two baselines](02_baselines.ipynb), what CLIP can do with these words before anything is
 # trained.

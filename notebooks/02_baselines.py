@@ -7,15 +7,15 @@
 # 1x1 convolutions. You will see the mIoU of four runs next to the thesis's (tables 7.1 and 7.2): it
 # reports 21.19 and 23.93 % without training (names, descriptions), 43.41 and 43.87 % with the
 # adapter, all on CamVid test. On a T4 the first two runs take about a minute each, and the adapter
-# perhaps half an hour per run at the thesis's 240 epochs (estimates, not yet timed); the profile
-# `cpu` needs no GPU.
+# perhaps a quarter of an hour per run at the thesis's 240 epochs (estimates; a run prints what it
+# measured after its first epoch); the profile `cpu` needs no GPU.
 
 # %%
 # {{setup}}
 
 # %%
 # @title Choices
-PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RESUME = True  # @param {type: "boolean"}
@@ -115,5 +115,12 @@ shown = read_figures(session.folder("adapter-names") / "figures.npz")
 predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.names[:2])
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. Which classes does CLIP find without any training, and which does it miss completely? Look at
+#    `session.finished()["bilinear-names"]["iou"]`.
+# 2. Set `SETTINGS` to `epochs=1` (with `RESUME` off): how many epochs does the adapter need?
+# 3. Replace `adapter-names` by `bilinear-names` in the cell above, and compare the outlines.
+#
 # Large regions are roughly right; outlines and small objects are not. What is missing is resolution,
 # and this is what the upsampler of [3. Training with a frozen CLIP](03_frozen_training.ipynb) adds.

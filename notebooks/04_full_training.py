@@ -6,15 +6,16 @@
 # Now CLIP's layers are trained too, at a quarter of the upsampler's learning rate, and SwiftNet, a
 # model without language, is trained for comparison. You will see tables 7.5 and 7.6 next to your
 # scores: the thesis reports 62.42 % mIoU, 63.76 % with the narrow pyramid and 64.52 % with SwiftNet
-# (CamVid test). These are the longest runs. On a T4 expect most of a day for each at 400 epochs (an
-# estimate, not yet timed), over as many Colab sessions as it takes: turn on `DRIVE`.
+# (CamVid test). These are the longest runs. On a T4 expect about an hour for each at 400 epochs
+# (34 PFLOP; an estimate), over as many Colab sessions as it takes: turn on `DRIVE`. After its first
+# epoch a run prints what it measured.
 
 # %%
 # {{setup}}
 
 # %%
 # @title Choices
-PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RESUME = True  # @param {type: "boolean"}
@@ -79,4 +80,24 @@ names = ("full-descriptions", "full-narrow-descriptions", "swiftnet")
 curves({name: session.finished()[name]["history"] for name in names})
 
 # %% [markdown]
+# ## The same frame under the three models
+#
+# Orange is wrong, black is void.
+
+# %%
+from camvid_lang.report.figures import comparison
+from camvid_lang.results import read_figures
+
+kept = {name: read_figures(session.folder(name) / "figures.npz") for name in names}
+first, guesses = kept["swiftnet"], {name: data.predictions[0] for name, data in kept.items()}
+comparison(first.images[0], first.labels[0], guesses, first.names[0])
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Set `SETTINGS` to `seed=1` and run again (in an empty folder, or with `RESUME` off). By how much
+#    does the mIoU change? Are the differences between the models larger than that?
+# 2. Set `SETTINGS` to `encoder_lr=0`. How much is gained by training the encoder at all?
+# 3. In the comparison above, which classes does the encoder's training improve? Look at thin objects.
+#
 # Next: [5. Analysis](05_analysis.ipynb), all finished runs compared.

@@ -4,17 +4,17 @@
 # {{badge}}
 #
 # This notebook reads the finished runs of notebooks 2 to 4, on this machine or on Drive, and trains
-# nothing. You will see tables 7.1 to 7.6 of the thesis next to your scores, the IoU of each class,
-# the training curves, the confusion matrix, and the best and the worst frames. It needs at least one
-# finished run and takes a minute or two on a T4 (an estimate, not yet timed). In the thesis the best
-# language model reaches 63.76 % mIoU and SwiftNet 64.52 % (table 7.6, CamVid test).
+# nothing. You will see which model is best and what the numbers say in sentences, the tables of the
+# thesis next to your scores, where a model with language and SwiftNet differ, the same frame under
+# all models, and whether the classes that are confused are those with similar texts. It needs at
+# least one finished run and takes a minute or two (an estimate, not yet timed).
 
 # %%
 # {{setup}}
 
 # %%
 # @title Choices
-PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 
@@ -31,9 +31,27 @@ print("finished:", ", ".join(results))
 print("missing:", session.missing() or "none")
 
 # %% [markdown]
+# ## Which model is best?
+#
+# Blue bars are models with language, grey ones have none. Diamonds mark the scores of the thesis; they
+# are shown for CamVid's whole test split only.
+
+# %%
+from IPython.display import Markdown, display
+
+from camvid_lang.report.figures import miou_bars
+from camvid_lang.report.tables import findings
+
+published = {name: row["miou"] for name, row in session.published().items()}
+miou_bars({name: result["miou"] for name, result in results.items()}, published)
+
+# %%
+Markdown("\n".join(f"* {sentence}" for sentence in findings(results)))
+
+# %% [markdown]
 # ## Tables 7.1 to 7.6
 #
-# A dash stands for a run that is not finished, or for a score that the thesis does not report.
+# A dash stands for a score that does not exist.
 
 # %%
 session.tables()
@@ -42,13 +60,56 @@ session.tables()
 # ## IoU of each class
 #
 # The mean hides large differences. Large regions of a typical colour (sky, road) are easy; thin
-# objects (pole) and rare ones (bicyclist) are where models differ. Diamonds mark the scores of the
-# thesis (table 7.4); they are shown for CamVid's whole test split only.
+# objects (pole) and rare ones (bicyclist) are where models differ. The colour says how much a run is
+# above (purple) or below (orange) the one without language, if it was run.
 
 # %%
-from camvid_lang.report.figures import class_bars
+from camvid_lang.report.figures import class_matrix
 
-class_bars({name: result["iou"] for name, result in results.items()}, session.published_iou())
+best = session.best()
+reference = "swiftnet" if "swiftnet" in results else best
+class_matrix({name: result["iou"] for name, result in results.items()}, reference)
+
+# %% [markdown]
+# ## One frame under all models
+#
+# Coarse blobs are what CLIP's own map gives, one vector per 32x32 pixels; outlines come from the
+# upsampler. Orange is wrong, black is void. `FRAME` chooses another of the frames that each run keeps.
+
+# %%
+from camvid_lang.report.figures import comparison
+from camvid_lang.results import read_figures
+
+FRAME = 0
+kept = {name: read_figures(session.folder(name) / "figures.npz") for name in results}
+first = next(iter(kept.values()))
+guesses = {name: data.predictions[FRAME] for name, data in kept.items()}
+comparison(first.images[FRAME], first.labels[FRAME], guesses, first.names[FRAME])
+
+# %% [markdown]
+# ## What is confused with what?
+#
+# Each row shows how the best model with language classifies the pixels of one class, in percent of
+# the row.
+
+# %%
+import numpy as np
+
+from camvid_lang.report.figures import confusion
+
+matrix = np.array(results[best]["confusion"])[:11, :11]  # without void
+confusion(matrix, title=f"{best}: predictions for the pixels of each class")
+
+# %% [markdown]
+# Does the confusion follow the texts? Each point is a pair of classes. If similar texts were the
+# reason, the points would rise to the right, and the rank correlation would be near 1.
+
+# %%
+from camvid_lang.report.figures import confusion_and_similarity
+
+text_set = results[best]["settings"]["text_set"].capitalize()
+if text_set in kept[best].similarities:
+    display(confusion_and_similarity(matrix, kept[best].similarities[text_set]))
 
 # %% [markdown]
 # ## Loss and mIoU during training
@@ -60,25 +121,10 @@ trained = {name: result["history"] for name, result in results.items() if result
 curves(trained) if trained else None
 
 # %% [markdown]
-# ## Confusion matrix
+# ## The best and the hardest frames
 #
-# Each row shows how the best run classifies the pixels of one class, in percent of the row.
-
-# %%
-import numpy as np
-
-from camvid_lang.report.figures import confusion
-
-best = session.best()
-matrix = np.array(results[best]["confusion"])[:11, :11]  # without void
-confusion(matrix, title=f"{best}: predictions for the pixels of each class")
-
-# %% [markdown]
-# ## The best and the worst frames
-#
-# By the share of labelled pixels that are correct: first the two best frames, then the two worst. In
-# the last column grey is correct, vermilion is wrong, and black is void. This cell loads the weights
-# of the best run and the test frames.
+# By the share of labelled pixels that are correct: first the two best frames, then the two hardest.
+# This cell loads the weights of the best model with language, and the test frames.
 
 # %%
 from camvid_lang.device import pick_device
@@ -93,16 +139,22 @@ chosen = best_and_worst(model, test)
 images, labels = test.images[chosen], test.labels[chosen]
 guesses = predict(model, images)
 names = [test.names[i] for i in chosen]
-title = f"{best}: the best frames, then the worst"
+title = f"{best}: the best frames, then the hardest"
 predictions(images.cpu(), labels.cpu(), guesses.cpu(), names, title=title)
 
 # %% [markdown]
-# ## Conclusions
+# ## Compare with the thesis
 #
 # In the thesis the best language model is 0.76 points of mIoU behind SwiftNet (63.76 and 64.52 %,
 # table 7.6): this is the price of comparing with text embeddings instead of training fixed outputs.
 # Names and descriptions differ by 0.17 points (63.16 and 62.99 %, table 7.3), and a trained upsampler
-# gains about 20 points over the adapter (table 7.2). Compare with your tables above, provided they
-# were measured on CamVid with the thesis's encoder; the note above the tables says whether they were.
+# gains about 20 points over the adapter (table 7.2). The note above the tables says whether your runs
+# were measured on CamVid with the thesis's encoder.
+#
+# ## Exercises
+#
+# 1. Set `FRAME` to 1, 2 or 3. In which frames do the models differ most, and in which classes?
+# 2. Replace `best` by `"swiftnet"` in the confusion matrix. Which confusions does language add?
+# 3. Which classes have the most similar texts (figure 7.1 in notebook 1)? Find them in the matrix.
 #
 # Next: [6. Open vocabulary](06_open_vocabulary.ipynb), words that the model was not trained on.

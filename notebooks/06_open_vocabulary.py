@@ -15,7 +15,7 @@
 
 # %%
 # @title Choices
-PROFILE = "auto"  # @param ["auto", "thesis", "cpu", "smoke"]
+PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RUN = "frozen-names"  # @param ["frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names", "adapter-descriptions", "bilinear-names"] {allow-input: true}
@@ -79,6 +79,12 @@ from camvid_lang.notebook import panel
 panel(segmenter, images)
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. Ask for `road, sky, xylophone`. What becomes of the pixels of all other things, and why?
+# 2. Compare `person` with `person | man | woman | child` as one class of four prompts.
+# 3. Split a class: `white car, red car, road, building, tree, sky`. Does the model know colours?
+#
 # The same in a script, without the panel:
 #
 # ```python

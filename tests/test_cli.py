@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -79,11 +80,33 @@ def test_the_thesis_is_quoted_for_all_of_camvid_test_only(
 
     data = {"name": name, "complete": complete}
     results = {"miou": 61.234, "data": data, "settings": {"test_split": split}}
+    results |= {"accuracy": 90.0, "mean_accuracy": 70.0, "iou": {"sky": 80.0, "pole": None}}
     monkeypatch.setattr(sys.modules["camvid_lang.run"], "run", lambda *a, **k: results)
     monkeypatch.setattr(camvid_lang.report.html, "report_runs", lambda *a, **k: "page.html")
     assert smoke("frozen-names", "data", "out", "--set", f"test_split={split}") == 0
     quoted = " (thesis: 63.16 %)" if published else ""
-    assert capsys.readouterr().out == f"frozen-names: mIoU 61.23 %{quoted}; page.html\n"
+    *table, last = capsys.readouterr().out.splitlines()
+    assert last == f"frozen-names: mIoU 61.23 %{quoted}; page.html"
+    assert [line.split() for line in table[-2:]] == [
+        ["IoU", "sky", "80.00", "%"],
+        ["IoU", "pole", "-"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["frozen-names", "swiftnet"])
+def test_what_predict_writes_has_the_score_of_the_run(name, finished, tmp_path, capsys, error_of):
+    run, data = finished / name, finished / "data"
+    assert main(["predict", str(run), "--data", str(data), "--out", str(tmp_path / "ids")]) == 0
+    assert len(list((tmp_path / "ids").iterdir())) == 3
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "ids"), str(data / "testannot"), "--json"]) == 0
+    expected = json.loads((run / "results.json").read_text())
+    found = json.loads(capsys.readouterr().out)
+    assert {key: found[key] for key in ("miou", "accuracy", "iou")} == {
+        key: expected[key] for key in ("miou", "accuracy", "iou")
+    }
+    again = error_of("predict", run, "--data", data, "--out", tmp_path / "ids")
+    assert "is not empty" in again
 
 
 @pytest.mark.slow
@@ -166,7 +189,7 @@ def test_another_run_in_the_folder_is_refused_and_nothing_lost(finished, error_o
         (["frozen-nmes"], "'frozen-names'"),
         (["frozen-names", "--set", "epoch=1"], "'epochs'"),
         (["frozen-names", "--set", "epochs"], "--set epochs: write it as key=value"),
-        (["frozen-names", "--profile", "quick"], "profile"),
+        (["frozen-names", "--profile", "fast"], "profile"),
         (["frozen-names", "--weights", "absent.safetensors"], "absent.safetensors"),
         (["frozen-names", "--text-bank", "absent.npz"], "absent.npz"),
         (["frozen-names", "--device", "tpu9"], "tpu9"),
@@ -271,6 +294,17 @@ def test_report_of_finished_runs(finished, tmp_path, capsys, error_of):
     assert "63.16" in page.read_text()
     assert set(json.loads(file.read_text())) == {"frozen-names", "swiftnet"}
     assert "absent" in error_of("report", tmp_path / "absent")
+
+
+def test_segment_finds_a_file_in_the_other_unicode_form(finished, tmp_path, capsys):
+    composed, apart = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
+    Image.new("RGB", (40, 32)).save(tmp_path / apart)
+    command = ["segment", str(tmp_path / composed), "--run", str(finished / "frozen-names")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    Image.new("RGB", (40, 32)).save(tmp_path / composed)
+    both = ["segment", str(tmp_path / composed), str(tmp_path / apart), *command[2:]]
+    assert main([*both, "--out", str(tmp_path / "out")]) == 1
+    assert "would both write" in capsys.readouterr().err
 
 
 def test_score_of_a_folder(finished, tmp_path, capsys, error_of):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,6 +179,41 @@ def test_folder_defects(tiny_dataset: Path, tmp_path: Path) -> None:
     tiny_dataset.rename(tmp_path / "outer" / "CamVid")
     with pytest.raises(InputError, match=r"is in .*CamVid; give that"):
         verify(tmp_path / "outer")
+
+
+def test_one_name_in_two_unicode_forms_is_one_name(tiny_dataset: Path) -> None:
+    for folder, form in (("train", "NFD"), ("trainannot", "NFC")):
+        for number, word in ((0, "café"), (1, "ガード"), (2, "Å")):
+            name = unicodedata.normalize(form, f"{word}.png")
+            (tiny_dataset / folder / f"train_00{number}.png").rename(tiny_dataset / folder / name)
+    assert verify(tiny_dataset).problems == ()
+    assert "train/café" in load_camvid(tiny_dataset, "train").names
+    again = tiny_dataset / "train" / "café.png"
+    shutil.copy(tiny_dataset / "train" / "train_003.png", again)
+    assert "same name as café.png but for its Unicode form" in unicodedata.normalize(
+        "NFC", problems_of(tiny_dataset)
+    )
+
+
+def test_what_systems_put_into_folders_is_skipped(tiny_dataset: Path) -> None:
+    for name in ("Thumbs.db", ".DS_Store", "._train_000.png", "desktop.ini"):
+        (tiny_dataset / "train" / name).write_bytes(b"\0")
+        (tiny_dataset / "trainannot" / name).write_bytes(b"\0")
+    (tiny_dataset / "__MACOSX" / "train").mkdir(parents=True)
+    assert verify(tiny_dataset).problems == ()
+    assert len(load_camvid(tiny_dataset, "train")) == 6
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_dataset_json_may_have_a_byte_order_mark(tiny_dataset: Path, encoding: str) -> None:
+    (tiny_dataset / "dataset.json").write_text('{"name": "Straße"}', encoding=encoding)
+    assert (verify(tiny_dataset).problems, verify(tiny_dataset).name) == ((), "Straße")
+
+
+def test_dataset_json_in_utf_16_is_read_or_named(tiny_dataset: Path) -> None:
+    (tiny_dataset / "dataset.json").write_text('{"name": "Straße"}', encoding="utf-16")
+    report = verify(tiny_dataset)
+    assert report.name == "Straße" or "dataset.json" in report.problems[0]
 
 
 def test_the_name_is_from_dataset_json(tiny_dataset: Path) -> None:

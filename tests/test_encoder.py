@@ -1,13 +1,23 @@
 """The dense CLIP encoder through open_clip's own loading, and ResNet-18."""
 
+import json
+import pickle
+import zipfile
+from argparse import Namespace
+
 import open_clip
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from camvid_lang.cli import main
 from camvid_lang.errors import InputError
 from camvid_lang.models.cosine import cosine_logits
 from camvid_lang.models.encoder import (
+    ASSETS,
     THESIS_ENCODER,
     TINY,
     DenseCLIPEncoder,
@@ -115,10 +125,196 @@ def test_unfitting_weight_files_are_refused(tmp_path):
         assert "\n" not in str(caught.value)
         with pytest.raises(InputError, match=file.name):
             load_resnet18(str(file))
-    with pytest.raises(InputError, match="neither a file nor"):
+    with pytest.raises(InputError, match="neither a file nor a folder"):
         load_clip(TINY, str(tmp_path / "absent.safetensors"))
     with pytest.raises(InputError, match=r"absent\.safetensors is missing"):
         load_resnet18(str(tmp_path / "absent.safetensors"))
+
+
+WRAPPED = {  # a state dict -> what is saved
+    "plain": dict,
+    "parallel": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "compiled": lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
+    "inside": lambda s: {k.replace("visual.", "visual._orig_mod."): v for k, v in s.items()},
+    "lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+    "trainer": lambda s: {"model_state_dict": s, "args": Namespace(lr=1), "optimizer": {}},
+    "backbone": lambda s: {"model": {f"backbone.net.{k}": v for k, v in s.items()}},
+    "averaged": lambda s: {
+        "state_dict": {k: torch.zeros_like(v) for k, v in s.items()},
+        "state_dict_ema": {f"module.{k}": v for k, v in s.items()},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_load_through_the_wrappers_of_checkpoints(kind, tiny, tmp_path):
+    resnet = timm.create_model("resnet18", num_classes=11).eval()
+    torch.save(WRAPPED[kind](resnet.state_dict()), tmp_path / "resnet.pth")
+    torch.save(WRAPPED[kind](tiny.state_dict()), tmp_path / "clip.pt")
+    own = load_resnet18(str(tmp_path / "resnet.pth")).eval().network.state_dict()
+    assert not [key for key, value in own.items() if not value.equal(resnet.state_dict()[key])]
+    clip = load_clip(TINY, str(tmp_path / "clip.pt")).state_dict()
+    assert not [key for key, value in clip.items() if not value.equal(tiny.state_dict()[key])]
+
+
+def test_resnet18_loads_without_or_with_another_classifier(tmp_path):
+    model = timm.create_model("resnet18", num_classes=0)
+    plain, file = model.state_dict(), str(tmp_path / "w.safetensors")
+    heads = {"fc.0.weight": torch.zeros(9, 512), "fc.2.bias": torch.zeros(3)}
+    old = {k: v for k, v in AveragedModel(model).state_dict().items() if "num_batches" not in k}
+    for state in (plain, {**plain, **heads}, {**plain, "fc.weight": torch.zeros(21843, 512)}, old):
+        save_file(state, file)
+        assert load_resnet18(file).network.layer4[1].bn2.weight.equal(plain["layer4.1.bn2.weight"])
+    (tmp_path / "w.safetensors").rename(tmp_path / "misnamed.pth")
+    load_resnet18(str(tmp_path / "misnamed.pth"))
+
+
+def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path):
+    file = str(tmp_path / "w.pt")
+
+    def refused(load, state, message):
+        torch.save(state, file)
+        with pytest.raises(InputError, match=message) as caught:
+            load(file)
+        assert "\n" not in str(caught.value)
+
+    resnet = timm.create_model("resnet18").state_dict()
+    for name in ("ResNet-34", "ResNet-50"):
+        with torch.device("meta"):
+            keys = timm.create_model(name.lower().replace("-", "")).state_dict()
+        state = dict.fromkeys(keys, torch.zeros(1))
+        refused(load_resnet18, state, rf"w\.pt \(a {name}\) do not fit resnet18")
+    part = {key: value for key, value in resnet.items() if not key.startswith("layer4.1.bn2")}
+    refused(load_resnet18, part, r'Missing key.*"layer4\.1\.bn2\.weight"')
+    refused(load_resnet18, {**resnet, "head.weight": torch.zeros(1)}, r'Unexpected.*"head\.weight"')
+    refused(load_resnet18, tiny.state_dict(), "an open_clip model")
+    both = {f"{part}.{k}": v for part in ("model", "module") for k, v in resnet.items()}
+    refused(load_resnet18, both, "two networks")
+
+    def clip(path):
+        return load_clip(TINY, path)
+
+    refused(clip, resnet, r"a ResNet-18\) do not fit open_clip's camvid-tiny")
+    refused(clip, tiny.visual.state_dict(prefix="visual."), r'Missing key.*"positional_embedding"')
+    refused(
+        clip,
+        dict.fromkeys(("vision_model.a", "text_model.a"), torch.zeros(1)),
+        "a CLIP of transformers",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"<!-- saved -->\n<!DOCTYPE html><html>\n<p>Quota</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        ('{"error": "nicht gefunden: für Gäste"}\n'.encode(), "a text file, .*error"),
+        (b"PK\x03\x04 half an archive", "a zip archive that is cut short"),
+        (bytes(range(256)) * 9, "neither safetensors nor"),
+        (pickle.dumps(Namespace(a=nn.Linear(1, 1))), "not a pickle of tensors"),
+        (pickle.dumps([1, 2]), "not a pickle of tensors"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_a_file_that_holds_no_weights_is_named(content, message, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    for load in (load_resnet18, lambda path: load_clip(TINY, path)):
+        with pytest.raises(InputError, match=rf"weights .*{name}: {message}") as caught:
+            load(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_what_torch_saved_but_is_no_state_dict_is_named(tiny, tmp_path):
+    file = tmp_path / "w.pt"
+    for saved, message in (
+        (nn.Linear(1, 1), r"pickled objects \(torch\.nn.*Linear.*save model\.state_dict"),
+        ({"student": {"a": torch.zeros(1)}, "epoch": 1}, "a dict of student, epoch"),
+        ([torch.zeros(1)], "a list, not a state dict"),
+        ({}, "a dict that is empty"),
+    ):
+        torch.save(saved, file)
+        with pytest.raises(InputError, match=rf"w\.pt: {message}"):
+            load_resnet18(str(file))
+    torch.jit.script(nn.Linear(1, 1)).save(file)
+    with pytest.raises(InputError, match="a TorchScript archive"):
+        load_resnet18(str(file))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("resnet18.pth", b"")
+    with pytest.raises(InputError, match="unpack it"):
+        load_resnet18(str(file))
+    for name in ("w.pt", "w.safetensors"):
+        torch.save(tiny.state_dict(), file) if name == "w.pt" else save_file(
+            tiny.state_dict(), tmp_path / name
+        )
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match="cut short"):
+            load_clip(TINY, str(tmp_path / name))
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """The tiny CLIP in open_clip's own format."""
+    config = json.loads((ASSETS / f"{TINY}.json").read_text())
+    (tmp_path / "own").mkdir()
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    (tmp_path / "own" / "open_clip_config.json").write_text(text)
+    torch.save(tiny.state_dict(), tmp_path / "own" / "open_clip_pytorch_model.bin")
+    return tmp_path / "own"
+
+
+def test_a_folder_in_open_clips_format_is_an_encoder_or_its_weights(folder, tiny):
+    for arguments in ((f"local-dir:{folder}",), (TINY, str(folder)), (TINY, f"local-dir:{folder}")):
+        clip = load_clip(*arguments)
+        assert clip.visual.head.proj.weight.equal(tiny.visual.head.proj.weight)
+        assert DenseCLIPEncoder(clip).normalise.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert CLIPTextEncoder(clip, f"local-dir:{folder}").encode(["car"]).shape == (1, 64)
+    state = {f"module.model.{key}": value for key, value in tiny.state_dict().items()}
+    torch.save({"model": state}, folder / "open_clip_pytorch_model.bin")
+    clip = load_clip(f"local-dir:{folder}")  # its wrappers are removed as in a file
+    assert clip.visual.head.proj.weight.equal(tiny.visual.head.proj.weight)
+    assert DenseCLIPEncoder(clip).normalise.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path):
+    for arguments, message in (
+        (
+            (THESIS_ENCODER, str(folder)),
+            r"embed_dim, timm_model_name differ\): set encoder to local",
+        ),
+        ((f"local-dir:{folder}", "other.pt"), "has its own weights"),
+        ((TINY, str(tmp_path)), "holds open_clip_config.json"),
+        ((f"local-dir:{tmp_path}/absent",), "neither a file nor a folder"),
+        (("hf-hub:nobody/nothing",), r"hf-hub:nobody/nothing .*cannot be loaded"),
+        ((TINY, "hf-hub:nobody/nothing"), "configuration of hf-hub:nobody/nothing cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_clip(*arguments)
+    with pytest.raises(InputError, match=r"not a file of resnet18: set encoder=local-dir:.*own"):
+        load_resnet18(str(folder))
+    (folder / "open_clip_pytorch_model.bin").write_text("version https://git-lfs.github.com\n")
+    with pytest.raises(InputError, match="a Git LFS pointer"):
+        load_clip(f"local-dir:{folder}")
+    (folder / "open_clip_config.json").write_text("{}")
+    with pytest.raises(InputError, match="own"):
+        load_clip(f"local-dir:{folder}")
+
+
+def test_a_run_on_a_folder_is_known_by_the_content_of_its_weights(
+    folder, tiny_dataset, tmp_path, capsys
+):
+    command = ["run", "bilinear-names", "--profile", "smoke", "--data", str(tiny_dataset)]
+    command += ["--out", str(tmp_path / "out"), "--set", f"encoder=local-dir:{folder}"]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "finished before" in capsys.readouterr().out
+    state = torch.load(folder / "open_clip_pytorch_model.bin")
+    state["visual.head.proj.weight"] *= 2
+    torch.save(state, folder / "open_clip_pytorch_model.bin")
+    assert main(command) == 1
+    assert "weights has other content" in capsys.readouterr().err
 
 
 def test_resnet18_has_four_taps_at_any_size():

@@ -41,6 +41,10 @@ MAKERS = {
     "class_bars": lambda: figures.class_bars({"a": SCORES, "b": SCORES}, {"a": SCORES}),
     "curves": lambda: figures.curves({"a": HISTORY, "b": HISTORY, "still": []}),
     "confusion": lambda: figures.confusion(np.eye(11) * 3),
+    "miou_bars": lambda: figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0}),
+    "class_matrix": lambda: figures.class_matrix({"a": SCORES, "b": {**SCORES, "sky": None}}, "a"),
+    "comparison": lambda: figures.comparison(IMAGES[0], LABELS[0], {"a": GUESSES[0]}, "one"),
+    "confused": lambda: figures.confusion_and_similarity(np.ones((11, 11)), vectors(0)),
     "class_frequencies": lambda: figures.class_frequencies({"train": range(12), "test": range(12)}),
 }
 
@@ -138,6 +142,15 @@ def test_class_frequencies_add_up_to_a_hundred():
     assert widths[0] == pytest.approx(100 * counts[0] / counts.sum())
 
 
+def test_confusion_is_compared_with_similarity_by_ranks():
+    similarity = vectors(0)
+    share = np.where(np.eye(11), 5000, 1 + np.round(100 * (similarity + 1)))
+    title = figures.confusion_and_similarity(share, similarity).get_suptitle()
+    assert float(title.rpartition(" ")[2]) > 0.9
+    title = figures.confusion_and_similarity(share.max() - share + 1, similarity).get_suptitle()
+    assert float(title.rpartition(" ")[2]) < -0.9
+
+
 # Drawings
 
 
@@ -159,6 +172,19 @@ def test_the_architecture_has_the_thesis_channels():
     for part in ("stride 32", "1024 channels", "640 per level", "1×1 to 512", "11 × 640"):
         assert part in words
     assert "text embeddings" not in " ".join(svg(figures.architecture("swiftnet")).itertext())
+
+
+def test_the_architecture_of_a_run_has_its_encoder_and_channels():
+    channels = {"stages": [11, 12, 13, 14], "head": 14, "text": 77}
+    settings = {"width": 21, "spp_bottleneck": 22, "spp_width": 23}
+    result = {"encoder": {"name": "<net>", "channels": channels}, "settings": settings}
+    for model in MODELS:
+        words = " ".join(svg(figures.architecture(model, result)).itertext())
+        for part in ("<net>", "11 channels", "14 channels"):
+            assert part in words
+        assert ("11 × 77" in words) == (model != "swiftnet")
+        assert ("23 per level" in words) == (model in ("clip-upsampler", "swiftnet"))
+        assert "640" not in words
 
 
 def test_the_iou_drawing_counts_what_it_draws():

@@ -2,8 +2,12 @@
 
 import json
 import shutil
+import subprocess
 import sys
+import tarfile
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -56,11 +60,21 @@ def test_results_are_read_here_and_on_drive(session):
     finished = {name: results["miou"] for name, results in session.finished().items()}
     assert finished == {"frozen-names": 30.0, "swiftnet": 50.0}
     assert [path.name for path in session.runs.iterdir()] == ["frozen-names"]  # nothing is copied
-    assert session.best() == "swiftnet"
+    assert session.best() == "frozen-names"
     assert session.missing().startswith("bilinear-names (notebook 02), ")
     assert session.missing().endswith("full-narrow-descriptions (notebook 04)")
     with pytest.raises(InputError, match=r"full-names is not finished: .* frozen-names, swiftnet"):
         session.folder("full-names")
+
+
+def test_results_saved_again_with_a_byte_order_mark_are_read(session):
+    finish(session.runs, "swiftnet", 50.0)
+    file = session.runs / "swiftnet" / "results.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert session.finished()["swiftnet"]["miou"] == 50
+    file.write_text(file.read_text("utf-8-sig") + "é", encoding="latin-1")
+    with pytest.raises(InputError, match=r"results\.json is damaged"):
+        session.finished()
 
 
 TINY = {"name": "camvid-tiny", "weights": "camvid-tiny.safetensors", "text": "camvid-tiny"}
@@ -69,15 +83,18 @@ TINY = {"name": "camvid-tiny", "weights": "camvid-tiny.safetensors", "text": "ca
 def test_only_scores_on_the_whole_of_camvid_are_compared_with_the_thesis(session):
     scores = {"accuracy": 60.0, "mean_accuracy": 30.0, "encoder": TINY}
     finish(session.runs, "bilinear-names", 23.0, data=CAMVID, **scores)
-    assert session.published_iou()["frozen-names"]["sky"] == 89.70
+    assert session.published()["frozen-names"]["iou"]["sky"] == 89.70
     shown = session.tables("7.1").data
     assert "(difference)" in shown
     assert "The thesis's encoder is another" in shown
-    assert "Table 7.2" not in shown
+    assert "Table 7.1" in shown
+    finish(session.runs, "adapter-names", 25.0, data=CAMVID, **scores)
+    assert "Table 7.2" not in session.tables("7.1").data
     assert "Table 7.2" in session.tables().data
+    (session.runs / "adapter-names" / "results.json").unlink()
     for data, note in ((SCENES, "drawn road scenes"), ({**CAMVID, "complete": False}, "a part of")):
         finish(session.runs, "bilinear-names", 23.0, data=data, **scores)
-        assert session.published_iou() == {}
+        assert session.published() == {}
         shown = session.tables("7.1").data
         assert note in shown
         assert "(difference)" not in shown
@@ -138,6 +155,120 @@ def test_runs_on_another_folder_of_the_same_name_are_not_reused(make_dataset, se
     first.run("bilinear-names")
     with pytest.raises(InputError, match="the test frames differ from those of own"):
         other.run("bilinear-names")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mount failed"),  # no access, blocked cookies, VS Code
+        NotImplementedError("google.colab.drive is unsupported\nin this environment."),
+        NotImplementedError(),
+        KeyboardInterrupt(),  # it hung
+        None,  # it does nothing, as a stand-in for the module may
+    ],
+)
+def test_a_drive_that_cannot_be_mounted_is_one_line_with_a_way_out(error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(
+        sys.modules, "google.colab", Mock(drive=Mock(mount=Mock(side_effect=error)))
+    )
+    with pytest.raises(InputError, match="set DRIVE to False") as caught:
+        start("smoke", "scenes", drive=True)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "google.colab", object())  # without a module `drive`
+    with pytest.raises(InputError, match="set DRIVE to False"):
+        start("smoke", "scenes", drive=True)
+
+
+def test_drive_may_be_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="DRIVE 'synced' is not a folder"):
+        start("smoke", "scenes", drive="synced")
+    (tmp_path / "synced").mkdir()
+    assert start("smoke", "scenes", drive="synced").drive == Path("synced", "scenes-smoke")
+
+
+def pack(folder, archive, top):
+    """An archive of a data set in the folder `top`, with what macOS and Windows put beside it."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    rubbish = [f"{top}train/Thumbs.db", f"{top}.DS_Store", f"{top}trainannot/.DS_Store"]
+    rubbish += [f"__MACOSX/{top}{split}/._{split}_000.png" for split in ("train", "trainannot")]
+    with zipfile.ZipFile(archive, "w") as opened:
+        for path in files:
+            opened.write(path, f"{top}{path.relative_to(folder).as_posix()}")
+        for name in rubbish:
+            opened.writestr(name, b"\0\5\x16\7")
+
+
+@pytest.mark.parametrize("top", ["", "CamVid/", "SegNet-master/CamVid/", "a/b/c/"])
+def test_data_may_be_an_archive_with_the_layout_somewhere_inside(
+    top, tiny_dataset, tmp_path, monkeypatch
+):
+    (tmp_path / "input").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    archive = tmp_path / "input" / "own.data.zip"
+    pack(tiny_dataset, archive, top)
+    session = start("smoke", str(archive))
+    assert session.data.parent == tmp_path / "work" / "data"
+    assert len(session.frames("trainval")) == 8
+    inode = session.data.stat().st_ino
+    assert start("smoke", str(archive)).data.stat().st_ino == inode  # it is not unpacked again
+    assert [path.name for path in archive.parent.iterdir()] == ["own.data.zip"]
+    next(tiny_dataset.glob("train/*.png")).unlink()
+    pack(tiny_dataset, archive, top)  # other content under the same name
+    assert start("smoke", str(archive)).data != session.data
+
+
+def test_a_tar_and_what_is_no_archive(make_dataset, tmp_path, monkeypatch):
+    own = make_dataset("input/own")
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("own.tar.gz", "w:gz") as archive:
+        archive.add(own, "CamVid")
+    assert len(start("smoke", "own.tar.gz").frames("test")) == 3
+    whole = Path("own.tar.gz").read_bytes()
+    for content, message in (
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"text", "not a zip or tar"),
+        (whole[: len(whole) // 2], "cannot be unpacked|cut short"),
+    ):
+        Path("bad.zip").write_bytes(content)
+        with pytest.raises(InputError, match=rf"DATA 'bad\.zip'.*({message})"):
+            start("smoke", "bad.zip")
+    (left,) = Path("data").iterdir()
+    assert left.name.startswith("own-")
+
+
+def test_the_layout_is_found_in_folders_inside_and_nothing_is_written_there(
+    make_dataset, tmp_path, monkeypatch
+):
+    make_dataset("input/camvid/CamVid")
+    (tmp_path / "working").mkdir()
+    monkeypatch.chdir(tmp_path / "working")  # as on Kaggle
+    before = sorted((tmp_path / "input").rglob("*"))
+    session = start("smoke", str(tmp_path / "input" / "camvid"))
+    assert session.data == tmp_path / "input" / "camvid" / "CamVid"
+    session.run("bilinear-names")
+    assert sorted((tmp_path / "input").rglob("*")) == before
+    make_dataset("input/other")
+    with pytest.raises(InputError, match=r"several data sets \(camvid.CamVid, other\)"):
+        start("smoke", str(tmp_path / "input"))
+
+
+def test_scripts_keep_their_line_ends_on_windows():
+    root = Path(notebook.__file__).parent.parent
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout
+
+    names = git("ls-files").splitlines()
+    scripts = [name for name in names if (root / name).read_bytes().startswith(b"#!")]
+    assert {"data_download.sh", "benchmarks/gpu.sh"} <= set(scripts)
+    shown = git("check-attr", "eol", "--", *scripts, "Makefile").splitlines()
+    assert [line for line in shown if not line.endswith("eol: lf")] == []
 
 
 def test_an_input_error_is_one_line_in_a_notebook(monkeypatch, capsys):

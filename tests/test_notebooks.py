@@ -95,6 +95,7 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("notebooks")  # on one worker, as `work` is shared
 @pytest.mark.parametrize("name", NAMES)
 def test_all_six_run_in_order(name, work):
     printed = execute(name, work)
@@ -102,7 +103,7 @@ def test_all_six_run_in_order(name, work):
         assert len(list(work.glob("runs/scenes-smoke/*/results.json"))) == 9
         assert "missing: none" in printed
         assert "drawn road scenes" in printed
-        assert "63.16" in printed  # the thesis's
+        assert "63.16" not in printed  # the thesis's, on other data
 
 
 @pytest.mark.slow

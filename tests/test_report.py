@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from camvid_lang.data.classes import CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.report.html import report_runs
-from camvid_lang.report.tables import banner, encoder_note, measured_on, shown, tables, to_markdown
+from camvid_lang.report.tables import (
+    banner,
+    encoder_note,
+    findings,
+    measured_on,
+    shown,
+    tables,
+    to_markdown,
+)
 from camvid_lang.results import FigureData, write_figures, write_results
 
 # Typed in from the thesis again, so that a slip in the package is not repeated here.
@@ -49,10 +57,15 @@ TABLES = {
 }
 
 
+WIDTHS = {"width": 96, "spp_bottleneck": 48, "spp_width": 24}
+
+
 def result(name="frozen-names", shift=1.0, **changes):
     """Results as a run on the whole of CamVid with the thesis's encoder writes them."""
     weights = "laion_aesthetic_s13b_b82k_augreg"
+    channels = {"stages": [128, 256, 512, 1024], "head": 640, "text": 640}
     clip = {"name": "convnext_base_w_320", "weights": weights, "text": "text tower"}
+    clip["channels"] = channels
     resnet = {"name": "resnet18", "weights": "ImageNet-1k (timm)", "text": "none"}
     whole = {"train_frames": 468, "test_frames": 233, "size": [360, 480], "complete": True}
     return {
@@ -62,7 +75,7 @@ def result(name="frozen-names", shift=1.0, **changes):
         "confusion": [],
         "history": [{"epoch": 1, "loss": 2.0, "miou": None}, {"epoch": 2, "loss": 1, "miou": 40.0}],
         "seconds": 90.0,
-        "settings": {"epochs": 3, "weights": ""},
+        "settings": {"epochs": 3, "weights": ""} | WIDTHS,
         "prompts": None,
         "data": {"name": "CamVid", **whole},
         "encoder": resnet if name == "swiftnet" else clip,
@@ -194,7 +207,7 @@ def test_the_page_needs_nothing_from_outside(full_page):
     page = full_page[0]
     for address in page.addresses:
         assert address.startswith(("data:image/", "#")), address[:80]
-    assert not re.search(r"url\(|@import|https?:", page.styles)
+    assert not re.search(r"url\((?!data:image/)|@import|https?:", page.styles)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     targets = {attrs.get("id") for _, attrs in page.tags}
     assert {a[1:] for a in page.addresses if a.startswith("#")} <= targets
@@ -209,10 +222,45 @@ def test_the_page_has_every_part(full_page):
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2
     assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
     # A few frames, each with every run; the run that has two frames leaves the others empty.
-    shown_frames = re.findall(r"<h3>(test/.*?)</h3>", page.source)
+    shown_frames = re.findall(r"<h3.*?>(test/.*?)</h3>", page.source)
     assert shown_frames == [f"test/frame_{index}" for index in range(4)]
-    assert page.source.count("<figure>") == 4 * (2 + 10)
+    assert page.source.count("<figcaption>") == 4 * (2 + 10)
     assert page.source.count('class="absent"') == 2
+    assert page.source.count('class="errors"') == 4 * 10 - 2
+
+
+def test_the_page_of_one_run_shows_that_run(tmp_path):
+    matrix = np.eye(12, dtype=int) * 60
+    matrix[9, 10] = 40
+    write_run(tmp_path / "run", result(confusion=matrix.tolist()), frames(count=1))
+    page = Page(report_runs([tmp_path / "run"]))
+    assert "<h1>Semantic segmentation with language embeddings: frozen-names</h1>" in page.source
+    assert [rows[2][0] for key, rows in page.tables.items() if key.startswith("table-")] == [
+        "Class names"
+    ]
+    assert "40 % of the pixels of pedestrian are taken for bicyclist" in page.text
+    for part in ("1×1 to 48", "24 per level", "to 96", "convnext_base_w_320"):
+        assert part in page.text
+
+
+def test_the_findings_are_those_of_the_results():
+    first, second, third, last = findings(EVERYTHING)
+    assert first.startswith("The best model with language is full-names: ")
+    assert "1.0 points above SwiftNet's" in first
+    assert re.findall(r"([\d.]+) %", second) == [
+        f"{max(EVERYTHING[name]['miou'] for name in names):.1f}"
+        for names in (
+            ("bilinear-descriptions",),
+            ("adapter-descriptions",),
+            ("frozen-descriptions",),
+            ("full-names",),
+        )
+    ]
+    assert "−1.0 points (bilinear)" in third
+    assert last.startswith("full-names finds bicyclist best")
+    other = result("swiftnet", data=SCENES)
+    assert not any("SwiftNet" in text for text in findings({**EVERYTHING, "swiftnet": other}))
+    assert findings({}) == []
 
 
 @pytest.mark.parametrize(
@@ -222,13 +270,13 @@ def test_what_is_not_camvid_is_not_compared(changes, where):
     runs = {"frozen-names": result(**changes)}
     assert banner(runs).startswith("These are not CamVid results: ")
     assert where in banner(runs)
-    for table in tables(runs):
-        assert "difference" not in table.parts
-    assert "| 31.12 / 91.19 |" in to_markdown(tables(runs)[2])
+    assert all(table.parts == ("measured",) for table in tables(runs))
+    assert "| Class names | 31.12 | 41.12 | 51.12 | 61.12 |" in to_markdown(tables(runs)[0])
     mixed = {**runs, "swiftnet": result("swiftnet"), "full-names": result("full-names")}
     assert "results (frozen-names): " in banner(mixed)
-    assert tables(mixed)[2].rows[0][1:4] == (31.125, 91.19, None)
-    assert tables(mixed)[5].rows[-1][1:4] == (31.125, 89.96, -58.84)
+    by_number = {table.number: table for table in tables(mixed)}
+    assert by_number["7.3"].rows[0][1:4] == (31.125, 91.19, None)
+    assert by_number["7.6"].rows[-1][1:4] == (31.125, 89.96, -58.84)
 
 
 def test_data_and_encoder_are_named():
@@ -244,10 +292,11 @@ def test_data_and_encoder_are_named():
 
 def test_missing_values_are_dashes():
     empty = dict.fromkeys(KEYS)
-    runs = {"frozen-names": result(**empty, iou=dict.fromkeys(CLASSES))}
+    empty |= {"iou": dict.fromkeys(CLASSES)}
+    runs = {name: result(name, **empty) for name in ("frozen-names", "swiftnet")}
     built = {table.number: to_markdown(table) for table in tables(runs)}
     assert "| Class names | – / 91.19 | – / 75.26 | – / 73.90 | – / 63.16 |" in built["7.3"]
-    assert "| sky | – / 89.70 | – / 90.22 |" in built["7.4"]
+    assert "| sky | – / 89.70 |" in built["7.4"]
     assert "| SwiftNet, single scale | – / 89.96 | – / – | – / 64.52 |" in built["7.6"]
     assert "difference" in tables({})[0].parts
 
@@ -261,7 +310,7 @@ def test_markdown_has_one_cell_per_score_and_escapes_bars():
 
 @given(st.floats(0, 100))
 def test_the_difference_is_that_of_the_numbers_shown(measured):
-    row = tables({"frozen-names": result(miou=measured)})[2].rows[0][-3:]
+    row = tables({"frozen-names": result(miou=measured)})[0].rows[0][-3:]
     cells = [shown(value, part) for value, part in zip(row, ("", "", "difference"), strict=True)]
     left, right, points = (float(cell.replace("−", "-")) for cell in cells)
     assert points == pytest.approx(left - right, abs=1e-6)

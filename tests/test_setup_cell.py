@@ -22,17 +22,20 @@ def setup(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "content")
     find, start = importlib.util.find_spec, subprocess.run
 
-    def run(repository, absent=("camvid_lang",)):
+    def run(repository, absent=("camvid_lang",), pip=0, **known):
         asked = []
 
         def no_pip(command, **more):
-            return asked.extend(command[4:]) if "pip" in command else start(command, **more)
+            if "pip" not in command:
+                return start(command, **more)
+            asked.extend(command[4:])
+            return subprocess.CompletedProcess(command, pip)
 
         with monkeypatch.context() as patch:
             patch.setattr(sys, "path", ["", *sys.path])
             patch.setattr(importlib.util, "find_spec", lambda n: None if n in absent else find(n))
             patch.setattr(subprocess, "run", no_pip)
-            exec(re.sub(r'REPOSITORY = ".*?"', f"REPOSITORY = {repository!r}", cell), {})
+            exec(re.sub(r'REPOSITORY = ".*?"', f"REPOSITORY = {repository!r}", cell), known)
             return sys.path[0], asked
 
     return run
@@ -41,6 +44,22 @@ def setup(tmp_path, monkeypatch):
 def test_a_clone_that_fails_is_one_line_with_the_address(setup):
     with pytest.raises(SystemExit, match=r"^cannot clone file:///nowhere: check the address"):
         setup("file:///nowhere")
+
+
+def test_a_failing_pip_and_a_missing_git_are_one_line_each(setup, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match=r"check .* that git is installed"):
+        setup((tmp_path / "origin").as_uri())
+    (tmp_path / "camvid_lang").mkdir()
+    with pytest.raises(SystemExit, match="pip cannot install what is needed"):
+        setup("", pip=1)
+
+
+def test_in_vs_code_the_package_beside_the_notebook_is_found(setup, tmp_path):
+    (tmp_path / "checkout" / "camvid_lang").mkdir(parents=True)
+    notebook = str(tmp_path / "checkout" / "notebooks" / "01_data.ipynb")
+    found = setup("file:///nowhere", __vsc_ipynb_file__=notebook)[0]
+    assert found == str(tmp_path / "checkout")
 
 
 def test_it_clones_once_and_prefers_a_copy_that_is_there(setup, tmp_path):

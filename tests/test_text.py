@@ -1,6 +1,7 @@
 """Classes and their prompts, both text encoders, and the 77 tokens."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -130,3 +131,20 @@ def test_the_real_vectors_of_clip_name_the_eleven_classes(clip_text_bank):
     assert matrix.shape == (11, 512)
     similarity = matrix @ matrix.T
     assert similarity[10].argsort(descending=True)[1] == 9  # a rider is most like a person
+
+
+def test_one_prompt_in_two_unicode_forms_is_one_prompt(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "rue pavée") for form in ("NFC", "NFD"))
+    text_bank, vectors = bank(tmp_path / "bank.npz", [apart, "car"])
+    for prompt in (composed, apart):
+        assert text_bank.encode([prompt])[0].allclose(vectors[0])
+
+
+def test_a_text_set_may_have_a_byte_order_mark(tmp_path):
+    file = tmp_path / "set.json"
+    text = json.dumps({"rue": ["rue pavée"]}, ensure_ascii=False)
+    file.write_text(text, encoding="utf-8-sig")
+    assert class_prompts(str(file)) == {"rue": ["rue pavée"]}
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"set\.json"):
+        class_prompts(str(file))

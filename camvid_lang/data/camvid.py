@@ -14,6 +14,7 @@ read again during training: two slow CPU cores then keep up with a GPU.
 import hashlib
 import json
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -216,13 +217,18 @@ def _parse_manifest(path: Path) -> dict[str, str]:
     return {key: digest for digest, key in (line.split("  ") for line in lines)}
 
 
+def plain_stem(path: Path) -> str:
+    """The name without suffix, in NFC: macOS writes the letters of one name in another form."""
+    return unicodedata.normalize("NFC", path.stem)
+
+
 def _label_of(name: str) -> str:
     """`test/NAME` -> `testannot/NAME`."""
     return name.replace("/", "annot/", 1)
 
 
 def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
-    """{name without suffix: path}, sorted. Hidden files and other formats are skipped."""
+    """{name without suffix, in NFC: path}, sorted. Hidden files and other formats are skipped."""
     found: dict[str, Path] = {}
     try:
         paths = sorted(folder.iterdir())
@@ -235,10 +241,9 @@ def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[s
             continue
         if suffix not in suffixes:
             problems.append(f"{path}: a label must be a .png; convert it without loss")
-        elif path.stem in found:
-            problems.append(f"{path}: same name as {found[path.stem].name}; keep one of them")
-        else:
-            found[path.stem] = path
+        elif (other := found.setdefault(plain_stem(path), path)) != path:
+            form = " but for its Unicode form (NFC, NFD)" if other.stem != path.stem else ""
+            problems.append(f"{path}: same name as {other.name}{form}; keep one of them")
     if not found:
         problems.append(f"{folder}: no images in this folder")
     return found
@@ -249,8 +254,10 @@ def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Path], lis
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         raise InputError(f"{root}: {what}; download CamVid with `camvid-lang data download {root}`")
-    if (root / "CamVid" / "train").is_dir() and not (root / "train").is_dir():
-        raise InputError(f"{root}: the data set is in {root / 'CamVid'}; give that folder")
+    if not any((root / f"{split}annot").is_dir() for split in splits):
+        from camvid_lang.data.convert import refuse_other_layouts  # which imports this module
+
+        refuse_other_layouts(root)
     files, problems = {}, []
     for split in splits:
         images = _files(root / split, SUFFIXES, problems)
@@ -343,7 +350,7 @@ def _read_card(root: Path, problems: list[str]) -> tuple[str | None, LabelIds]:
     """Name and options of dataset.json; what is wrong with it is added to `problems`."""
     card = root / "dataset.json"
     try:
-        content = {**json.loads(card.read_text(encoding="utf-8-sig"))}
+        content = {**json.loads(card.read_bytes())}
         options = LabelIds(**{k: content[k] for k in LabelIds._fields if k in content}).check()
         return str(content["name"]) if "name" in content else None, options
     except FileNotFoundError:

@@ -134,11 +134,12 @@ def _fetch(source: str, drive: str | None, temporary: Path) -> Path:
         if archive.is_dir():
             return archive
     unpacked = temporary / "unpacked"
-    _unpack(archive, unpacked, f"Google Drive file {drive}" if drive else source)
+    unpack(archive, unpacked, f"Google Drive file {drive}" if drive else source)
     return unpacked
 
 
-def _unpack(archive: Path, folder: Path, origin: str) -> None:
+def unpack(archive: Path, folder: Path, origin: str) -> None:
+    """Unpack a zip or tar archive, nothing outside the folder; `origin` names it in errors."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:

@@ -7,6 +7,7 @@ embedding is their mean, normalised.
 import csv
 import difflib
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -53,7 +54,7 @@ def class_prompts(
         if classes == "descriptions":
             return {name: [text] for name, text in DESCRIPTIONS.items()}
         try:
-            read = json.loads(Path(classes).read_text(encoding="utf-8"))
+            read = json.loads(Path(classes).read_bytes())
             if not isinstance(read, (list, dict)):
                 raise InputError("a JSON list or mapping of prompts is needed")
             return class_prompts(read)
@@ -218,4 +219,5 @@ class TextBank:
 
 
 def _key(phrase: str) -> str:
+    phrase = unicodedata.normalize("NFC", phrase)
     return " ".join(phrase.lower().replace("_", " ").replace("-", " ").split())

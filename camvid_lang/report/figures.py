@@ -6,13 +6,15 @@ shows them as they are and none has to be closed. The drawings of figures 5.1 an
 and are SVG files.
 """
 
+import html
 import io
 import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
+from string import Template
 
 import matplotlib
 import numpy as np
@@ -27,8 +29,9 @@ from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 
 __all__ = ["Drawing", "architecture", "iou_venn"]
-__all__ += ["class_bars", "class_frequencies", "confusion", "curves", "similarity_matrices"]
-__all__ += ["frames_and_labels", "heat_maps", "overlay", "predictions"]
+__all__ += ["class_bars", "class_frequencies", "class_matrix", "confusion"]
+__all__ += ["confusion_and_similarity", "curves", "miou_bars", "similarity_matrices"]
+__all__ += ["comparison", "frames_and_labels", "heat_maps", "overlay", "predictions"]
 __all__ += ["colour_labels", "to_png"]
 
 Colour = tuple[int, int, int]  # RGB, 0..255
@@ -51,21 +54,50 @@ OKABE_ITO: tuple[Colour, ...] = tuple(ImageColor.getrgb(f"#{code}") for code in 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing that never changes, `name`.svg in this folder; a notebook shows it as it is."""
+    """A drawing: `name`.svg in this folder with numbers filled in. A notebook shows it as it is."""
 
     name: str
+    numbers: Mapping[str, object] = field(default_factory=dict)
 
     def _repr_svg_(self) -> str:
         file = resources.files("camvid_lang.report") / f"{self.name}.svg"
-        return file.read_text(encoding="utf-8")
+        escaped = {key: html.escape(str(value)) for key, value in self.numbers.items()}
+        return Template(file.read_text(encoding="utf-8")).substitute(escaped)
 
 
-def architecture(model: str = "clip-upsampler") -> Drawing:
-    """Figure 5.1: from an image to classes, with the thesis's numbers of channels.
+# Encoder and channels of the thesis's models: four stages, CLIP's head, text; see `Experiment`.
+_THESIS = {"encoder": "ConvNeXt-Base", "stages": (128, 256, 512, 1024), "head": 640, "text": 640}
+_SWIFTNET = {"encoder": "ResNet-18", "stages": (64, 128, 256, 512), "head": 512, "text": 0}
 
-    `model` is that of an experiment: bilinear, adapter, clip-upsampler (the thesis's) or swiftnet.
+
+def architecture(model: str = "clip-upsampler", result: Mapping | None = None) -> Drawing:
+    """Figure 5.1: from an image to classes, with the numbers of channels.
+
+    Args:
+        model: that of an experiment: bilinear, adapter, clip-upsampler (the thesis's) or swiftnet.
+        result: a run's `results.json`, for its encoder and numbers instead of the thesis's.
     """
-    return Drawing(f"architecture-{model}")
+    swiftnet = model == "swiftnet"
+    channels, widths = (
+        _SWIFTNET if swiftnet else _THESIS,
+        (128, 128, 42) if swiftnet else (640, 512, 640),
+    )
+    if result:
+        channels = {"encoder": result["encoder"]["name"], **result["encoder"]["channels"]}
+        widths = [result["settings"][key] for key in ("width", "spp_bottleneck", "spp_width")]
+    stages, clip = channels["stages"], channels["stages"][-1] != channels["head"]
+    return Drawing(
+        f"architecture-{model}",
+        {
+            **dict(zip(("c1", "c2", "c3", "c4"), stages, strict=True)),
+            **dict(zip(("width", "bottleneck", "level"), widths, strict=True)),
+            **{key: channels[key] for key in ("encoder", "head", "text")},
+            **{
+                "head_1": "CLIP's own head" if clip else "the last map",
+                "head_2": "at every position" if clip else "as it is",
+            },
+        },
+    )
 
 
 def iou_venn() -> Drawing:
@@ -124,14 +156,18 @@ def _channels_last(image: ArrayLike) -> np.ndarray:
 
 
 def _gallery(title: str, rows: Sequence[Sequence], legend: Sequence[tuple[str, Colour]]) -> Figure:
-    """Rows of (heading, image (H, W, 3)) above a legend of (name, colour)."""
+    """Rows of (heading, image (H, W, 3)), or None, above a legend of (name, colour)."""
     columns = len(rows[0])
     each, across = 9.6 / max(columns, 3), 6 if columns > 2 else 4
     tall = len(rows) * (each * _aspect(rows[0][0][1]) + 0.3) + 0.6
     figure = Canvas(title, each * columns, tall + math.ceil(len(legend) / across) * 0.25 + 0.2)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, images in zip(grid, rows, strict=True):
-        for axes, (heading, image) in zip(line, images, strict=True):
+        for axes, cell in zip(line, images, strict=True):
+            if cell is None:
+                axes.set_axis_off()
+                continue
+            heading, image = cell
             axes.imshow(image, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             heading = heading if len(heading) <= 32 else f"…{heading[-31:]}"
@@ -148,6 +184,8 @@ def _aspect(image: ArrayLike) -> float:
 
 
 CAMVID_LEGEND = [*zip((*CLASSES, "void"), PALETTE, strict=True)]
+ERROR_COLOURS = np.array([(225, 225, 225), OKABE_ITO[3], (0, 0, 0)], dtype=np.uint8)
+ERROR_LEGEND = [("right", ERROR_COLOURS[0]), ("wrong", ERROR_COLOURS[1])]
 
 
 @_styled
@@ -173,7 +211,6 @@ def predictions(
     The last column is light grey where right, vermilion where wrong and black where the label is
     void; its heading gives the share of labelled pixels that are right.
     """
-    states = np.array([(225, 225, 225), OKABE_ITO[3], (0, 0, 0)], dtype=np.uint8)
     rows = []
     for image, label, guess, name in zip(images, labels, predictions, names, strict=True):
         label, guess = np.asarray(label), np.asarray(guess)
@@ -181,8 +218,33 @@ def predictions(
         state = np.where(counted, label != guess, 2)
         right = f"{100 * (state[counted] == 0).mean():.1f} % right" if counted.any() else "all void"
         rows.append([(name, _channels_last(image)), ("label", colour_labels(label))])
-        rows[-1] += [("prediction", colour_labels(guess)), (f"errors: {right}", states[state])]
-    return _gallery(title, rows, [*CAMVID_LEGEND, ("right", states[0]), ("wrong", states[1])])
+        rows[-1] += [
+            ("prediction", colour_labels(guess)),
+            (f"errors: {right}", ERROR_COLOURS[state]),
+        ]
+    return _gallery(title, rows, [*CAMVID_LEGEND, *ERROR_LEGEND])
+
+
+@_styled
+def comparison(
+    image: ArrayLike, label: ArrayLike, guesses: Mapping[str, ArrayLike], title: str
+) -> Figure:
+    """One frame under several runs: predictions above, errors below (colours as `predictions`).
+
+    `image` is (3, H, W), `label` (H, W), `guesses` {run: (H, W)}; three runs stand side by side.
+    """
+    label, cells = np.asarray(label), []
+    counted = label != VOID
+    for name, guess in guesses.items():
+        state = np.where(counted, label != np.asarray(guess), 2)
+        right = f"{100 * (state[counted] == 0).mean():.1f} % right" if counted.any() else "all void"
+        cells.append(((name, colour_labels(guess)), (f"errors: {right}", ERROR_COLOURS[state])))
+    rows = [[(title, _channels_last(image)), ("label", colour_labels(label)), None]]
+    for start in range(0, len(cells), 3):
+        part = cells[start : start + 3]
+        part += [(None, None)] * (3 - len(part))
+        rows += [list(row) for row in zip(*part, strict=True)]
+    return _gallery("One frame under all runs", rows, [*CAMVID_LEGEND, *ERROR_LEGEND])
 
 
 @_styled
@@ -271,6 +333,97 @@ def confusion(matrix: ArrayLike, title: str = "Confusion matrix") -> Figure:
     drawn = _matrix(axes, share, 0, 100, 0)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(drawn, ax=axes, shrink=0.8).set_label("share of the true class's pixels (%)")
+    return figure
+
+
+@_styled
+def class_matrix(series: Mapping[str, Mapping[str, float | None]], reference: str) -> Figure:
+    """IoU (percent) of each run, a row, and class, a column; colours are points above `reference`.
+
+    `series` maps a run's name to {class: percent}.
+    """
+    values = np.array([[row[name] for name in CLASSES] for row in series.values()], dtype=float)
+    points = values - np.array([series[reference][name] for name in CLASSES], dtype=float)
+    figure = Canvas(
+        f"IoU of each class (%), compared with {reference}", 9.6, 1.9 + 0.33 * len(series)
+    )
+    axes = figure.add_subplot()
+    limit = max(10.0, np.nanmax(np.abs(points), initial=0))
+    drawn = axes.imshow(points, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(series)), [_line(name, 40) for name in series])
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if abs(points[row, column]) > 0.7 * limit else "black"
+        text = "–" if np.isnan(value) else f"{value:.1f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(drawn, ax=axes, pad=0.01).set_label("points")
+    return figure
+
+
+@_styled
+def confusion_and_similarity(matrix: ArrayLike, similarity: ArrayLike) -> Figure:
+    """Whether classes with similar texts are confused: a point for each pair of classes.
+
+    Args:
+        matrix: (11, 11) pixel counts, rows the labels.
+        similarity: (11, 11) cosines of the classes' texts.
+    """
+    counts, cosines = np.asarray(matrix, dtype=float), np.asarray(similarity, dtype=float)
+    share = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    first, second = np.triu_indices(len(CLASSES), 1)
+    confused = (share[first, second] + share[second, first]) / 2
+    rank = np.corrcoef(*(x.argsort().argsort() for x in (cosines[first, second], confused)))[0, 1]
+    figure = Canvas(f"Confusion and similarity of texts: rank correlation {rank:+.2f}", 7.2, 4.6)
+    axes = figure.add_subplot()
+    axes.plot(cosines[first, second], confused, "o", color=_hex(OKABE_ITO[0]))
+    for i in confused.argsort()[-6:]:
+        pair = f"{CLASSES[first[i]]}, {CLASSES[second[i]]}"
+        axes.annotate(
+            pair,
+            (cosines[first[i], second[i]], confused[i]),
+            xytext=(5, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set(
+        xlabel="cosine similarity of the two texts", ylabel="pixels of one taken for the other (%)"
+    )
+    axes.margins(0.12)
+    axes.grid()
+    return figure
+
+
+@_styled
+def miou_bars(
+    series: Mapping[str, float | None], published: Mapping[str, float] | None = None
+) -> Figure:
+    """mIoU of each run (percent) as bars, a diamond at the thesis's value where one is given."""
+    names = list(series)
+    figure = Canvas("mIoU of each run", 7.2, 0.9 + 0.34 * len(names))
+    axes = figure.add_subplot()
+    values = [series[name] or 0 for name in names]
+    # Grey: what has no language.
+    plain = [name == "chance" or name.startswith("swiftnet") for name in names]
+    colours = [_hex(OKABE_ITO[5 if grey else 0]) for grey in plain]
+    axes.barh([_line(name, 40) for name in names], values, color=colours)
+    for place, name in enumerate(names):
+        text = "–" if series[name] is None else f"{series[name]:.1f}"
+        axes.text(values[place] + 0.8, place, text, va="center")
+    if marked := {name: value for name, value in (published or {}).items() if name in names}:
+        places = [names.index(name) for name in marked]
+        axes.plot(
+            [*marked.values()],
+            places,
+            "D",
+            color=_hex(OKABE_ITO[3]),
+            mec="white",
+            ms=7,
+            label="thesis",
+        )
+        axes.legend(loc="lower right")
+    axes.invert_yaxis()
+    axes.set(xlabel="mIoU (%)", xlim=(0, max([*values, *(published or {}).values(), 10]) * 1.08))
+    axes.grid(axis="x")
     return figure
 
 

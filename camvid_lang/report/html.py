@@ -7,6 +7,7 @@ settings) is escaped by Jinja. The text of the page is in `report.html.j2`.
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -14,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from camvid_lang.data.classes import PALETTE
+from camvid_lang.data.classes import NUM_CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import ABSENT_CLASS_RULE
 from camvid_lang.report import figures, tables
@@ -77,11 +78,15 @@ def _runs(folder: Path) -> list[Path]:
 
 def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> str:
     runs = {name: result for name, result in results.items() if name != tables.CHANCE}
-    iou = {name: result["iou"] for name, result in runs.items()}
     camvid = {name for name, result in runs.items() if tables.is_camvid(result)}
-    published = {n: row["iou"] for n, row in THESIS_ROWS.items() if n in camvid and "iou" in row}
+    published = {name: row for name, row in THESIS_ROWS.items() if name in camvid}
+    iou = {name: result["iou"] for name, result in runs.items()}
+    published_iou = {name: row["iou"] for name, row in published.items() if "iou" in row}
+    miou = {name: result["miou"] for name, result in results.items()}
     cosines = next((data.similarities for data in frames.values() if data.similarities), None)
     histories = {name: result["history"] for name, result in runs.items() if result["history"]}
+    best = tables.best_language(results) or next(iter(runs), None)
+    counts = best and results[best]["confusion"]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("camvid_lang.report", ""),
         autoescape=True,
@@ -93,17 +98,26 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
     return environment.get_template("report.html.j2").render(
         measured_on=tables.measured_on(results),
         banner=tables.banner(results),
-        encoder_note=tables.encoder_note(results),
+        encoder_note=tables.encoder_note(results) if camvid else "",
         chance=tables.CHANCE in results,
-        tables=tables.tables(results),
+        findings=tables.findings(results),
+        tables=tables.tables(results)[: None if len(runs) > 1 else 1],
+        thesis={} if camvid else THESIS_ROWS,
         charts={
-            "iou": runs and figures.class_bars(iou, published),
+            "miou": len(runs) > 1
+            and figures.miou_bars(miou, {name: row["miou"] for name, row in published.items()}),
+            "iou": runs and figures.class_bars(iou, published_iou),
+            "confusion": counts
+            and figures.confusion(
+                np.array(counts)[:NUM_CLASSES, :NUM_CLASSES], f"{best}: confusion"
+            ),
             "similarities": cosines and figures.similarity_matrices(cosines),
             "training": histories and figures.curves(histories),
         },
         frames=_frames(frames),
         legend=figures.CAMVID_LEGEND,
-        architecture=figures.architecture()._repr_svg_(),
+        best=best,
+        architecture=_architecture(results.get(best)),
         iou_venn=figures.iou_venn()._repr_svg_(),
         absent_class_rule=ABSENT_CLASS_RULE,
         runs=runs,
@@ -111,22 +125,44 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
     )
 
 
-def _frames(runs: Mapping[str, FigureData]) -> dict[str, dict[str, str | None]]:
-    """The first few frames: name -> {caption: image as a data URI, or None for a missing one}."""
-    names = list(dict.fromkeys(name for data in runs.values() for name in data.names))[:FRAMES]
-    rows: dict[str, dict[str, str | None]] = {name: {} for name in names}
-    for name, row in rows.items():
+def _architecture(result: Mapping | None) -> str:
+    """The drawing of a run's model with its numbers; the thesis's where there is none."""
+    model = result["settings"].get("model", "clip-upsampler") if result else "clip-upsampler"
+    known = result and "channels" in result["encoder"]
+    return figures.architecture(model, result if known else None)._repr_svg_()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One run's prediction for a frame, or the label: data URIs; None where a run has none."""
+
+    name: str
+    classes: str | None
+    errors: str | None = None  # transparent where right
+
+
+def _frames(runs: Mapping[str, FigureData]) -> dict[str, tuple[str, list[_Shown]]]:
+    """The first few frames: name -> (image as a data URI, label and predictions)."""
+    found: dict[str, tuple[str, list[_Shown]]] = {}
+    for name in list(dict.fromkeys(name for data in runs.values() for name in data.names))[:FRAMES]:
+        shown = []
         for run, data in runs.items():
-            index = data.names.index(name) if name in data.names else None
-            if index is not None and not row:
-                row["frame"] = _image(np.moveaxis(data.images[index], 0, -1))
-                row["label"] = _image(data.labels[index])
-            row[run] = None if index is None else _image(data.predictions[index])
-    return rows
+            if name not in data.names:
+                shown.append(_Shown(run, None))
+                continue
+            index = data.names.index(name)
+            image, label, guess = data.images[index], data.labels[index], data.predictions[index]
+            errors = np.where(label == VOID, 2, label != guess).astype(np.uint8)
+            shown.append(_Shown(run, _image(guess), _image(errors, ERRORS)))
+        found[name] = (_image(np.moveaxis(image, 0, -1)), [_Shown("label", _image(label)), *shown])
+    return found
 
 
-def _image(pixels: np.ndarray) -> str:
-    """A frame (H, W, 3) as JPEG, class ids (H, W) as PNG with CamVid's palette."""
+ERRORS = ((255, 255, 255), figures.OKABE_ITO[3], (0, 0, 0))  # right, wrong, void
+
+
+def _image(pixels: np.ndarray, colours: Sequence[figures.Colour] = PALETTE) -> str:
+    """A frame (H, W, 3) as JPEG, ids (H, W) as PNG of these colours."""
     image = Image.fromarray(pixels)
     size = (min(WIDTH, image.width), max(1, round(image.height * min(1, WIDTH / image.width))))
     buffer = io.BytesIO()
@@ -134,8 +170,8 @@ def _image(pixels: np.ndarray) -> str:
         image.resize(size).save(buffer, "JPEG", quality=82)
         return _data_uri("jpeg", buffer.getvalue())
     image = image.resize(size, Image.Resampling.NEAREST)
-    image.putpalette([channel for colour in PALETTE for channel in colour])
-    image.save(buffer, "PNG", optimize=True)
+    image.putpalette([channel for colour in colours for channel in colour])
+    image.save(buffer, "PNG", optimize=True, **({"transparency": 0} if colours is ERRORS else {}))
     return _data_uri("png", buffer.getvalue())
 
 

@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from camvid_lang.data.classes import CLASSES
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS
 from camvid_lang.report.thesis import TABLES, THESIS_ROWS, TITLES
 
-__all__ = ["Table", "banner", "encoder_note", "is_camvid", "measured_on", "shown", "tables"]
-__all__ += ["to_markdown"]
+__all__ = ["Table", "banner", "best_language", "encoder_note", "findings", "is_camvid"]
+__all__ += ["measured_on", "shown", "tables", "to_markdown"]
 
-CHANCE, DASH = "chance", "–"
+CHANCE, DASH, MINUS = "chance", "–", "\N{MINUS SIGN}"
 Results = Mapping[str, Mapping]
 
 
@@ -133,13 +135,13 @@ class Table:
 
 
 def tables(results: Results) -> list[Table]:
-    """Tables 7.1 to 7.6 in order, then the measured rows that the thesis does not have, if any.
+    """Tables 7.1 to 7.6 with the rows that were measured, then those the thesis does not have.
 
-    The columns `difference` are left out if no run was measured on CamVid, and empty for those
-    runs that were not.
+    Without results they hold the thesis's numbers. Where no run was measured on CamVid there is
+    nothing to compare, and only what was measured is shown; a run that was not has no difference.
     """
     comparable = not _runs(results) or any(map(is_camvid, _runs(results).values()))
-    parts = ("measured", "thesis", "difference") if comparable else ("measured", "thesis")
+    parts = ("measured", "thesis", "difference") if comparable else ("measured",)
 
     def cells(name: str, *keys: str) -> list[float | None]:
         measured, published = results.get(name), THESIS_ROWS[name]
@@ -152,7 +154,10 @@ def tables(results: Results) -> list[Table]:
         return [measured, published, difference][: len(parts)]
 
     built = []
-    for number, title, first, keys, names in TABLES:
+    for number, title, first, keys, layout in TABLES:
+        names = {n: t for n, t in layout.items() if n in results or not _runs(results)}
+        if not names:
+            continue
         if keys == ("iou",):
             groups = tuple(names.values())
             rows = [(c, *(v for n in names for v in cells(n, "iou", c))) for c in CLASSES]
@@ -168,6 +173,66 @@ def tables(results: Results) -> list[Table]:
     return built
 
 
+def best_language(results: Results) -> str | None:
+    """The run with language of the highest mIoU; None where there is none."""
+    names = [n for n in _runs(results) if not n.startswith("swiftnet") and results[n]["miou"]]
+    return max(names, key=lambda name: results[name]["miou"], default=None)
+
+
+def findings(results: Results) -> list[str]:
+    """What the results say, a few sentences; empty without scores."""
+    found, best = [], best_language(results)
+    if best is None:
+        return found
+    # Scores on other frames are not compared.
+    frames = [results[best]["data"].get(key) for key in ("name", "digest", "test_frames")]
+    same = [
+        n
+        for n, r in results.items()
+        if [r["data"].get(k) for k in ("name", "digest", "test_frames")] == frames
+    ]
+    miou = {name: results[name]["miou"] for name in same if results[name]["miou"] is not None}
+    if "swiftnet" in miou:
+        points = miou[best] - miou["swiftnet"]
+        than = f"{abs(points):.1f} points {'above' if points > 0 else 'below'} SwiftNet's"
+        found.append(
+            f"The best model with language is {best}: mIoU {miou[best]:.1f} %, {than} "
+            f"{miou['swiftnet']:.1f} %, which is limited to its 11 classes."
+        )
+    kinds = ("bilinear", "adapter", "frozen", "full")
+    tops = {k: max((v for n, v in miou.items() if n.startswith(k)), default=None) for k in kinds}
+    if None not in tops.values():
+        found.append(
+            f"CLIP's own map, upsampled, has {tops['bilinear']:.1f} %; with a trained adapter "
+            f"{tops['adapter']:.1f} %, with a trained upsampler {tops['frozen']:.1f} %, and with "
+            f"the encoder trained too {tops['full']:.1f} %."
+        )
+    pairs = [(k, miou[f"{k}-names"] - miou[f"{k}-descriptions"]) for k in kinds
+             if {f"{k}-names", f"{k}-descriptions"} <= miou.keys()]  # fmt: skip
+    if pairs:
+        texts = [f"{points:+.1f} points ({kind})".replace("-", MINUS) for kind, points in pairs]
+        found.append(
+            f"Names instead of descriptions of the classes change mIoU by {', '.join(texts)}."
+        )
+    iou = {name: value for name, value in results[best]["iou"].items() if value is not None}
+    order = sorted(iou, key=iou.get)
+    text = f"{best} finds {order[-1]} best (IoU {iou[order[-1]]:.1f} %) and {order[0]} worst "
+    found.append(f"{text}({iou[order[0]]:.1f} %){_confused(results[best])}.")
+    return found
+
+
+def _confused(result: Mapping) -> str:
+    """The largest share of a class's pixels that another class takes, as a clause."""
+    if not result["confusion"]:
+        return ""
+    counts = np.array(result["confusion"], dtype=float)[: len(CLASSES), : len(CLASSES)]
+    share = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    np.fill_diagonal(share, 0)
+    true, taken = np.unravel_index(share.argmax(), share.shape)
+    what = f"of the pixels of {CLASSES[true]} are taken for {CLASSES[taken]}"
+    return f"; most often confused: {share[true, taken]:.0f} % {what}"
+
+
 def shown(value: float | None, part: str = "measured") -> str:
     """A table's value as text: two decimals, a difference with its sign, None as a dash.
 
@@ -178,7 +243,7 @@ def shown(value: float | None, part: str = "measured") -> str:
         return DASH
     if part != "difference":
         return f"{value:.2f}"
-    return "0.00" if round(value, 2) == 0 else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if round(value, 2) == 0 else f"{value:+.2f}".replace("-", MINUS)
 
 
 def to_markdown(table: Table) -> str:

@@ -68,7 +68,7 @@ TABLES = (
     ),
     TableLayout(
         "7.3",
-        "Frozen encoder: only the upsampler is trained (640 channels per pyramid level)",
+        "Frozen encoder: only the upsampler is trained",
         "Text",
         _LONG,
         {"frozen-names": "Class names", "frozen-descriptions": "Class descriptions"},
@@ -89,8 +89,8 @@ TABLES = (
         "Spatial pyramid",
         _LONG,
         {
-            "full-descriptions": "640 channels per level",
-            "full-narrow-descriptions": "160 channels per level",
+            "full-descriptions": "As wide as the upsampler",
+            "full-narrow-descriptions": "Narrow, a quarter of that",
         },
     ),
     TableLayout(

@@ -83,6 +83,11 @@ def train(
             trainer.end_epoch(loss=loss, miou=miou, seconds=seconds)
             checkpoints.save(trainer.state(), epoch + 1, best)
             bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {loss:.3f}")
+            if epoch == done and (left := epochs - epoch - 1):
+                minutes = (
+                    f"{left * seconds / 60:.0f} minutes" if left * seconds > 90 else "a minute"
+                )
+                bar.write(f"{name}: {seconds:.1f} s per epoch, about {minutes} for {left} more")
             if on_epoch:
                 on_epoch(history)
         check_signals()

@@ -1,0 +1,468 @@
+"""Other copies of CamVid: made from data in CamVid's layout, converted back, nothing lost."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_manifest
+from PIL import Image
+
+from camvid_lang.cli import main
+from camvid_lang.data import camvid as data
+from camvid_lang.data.camvid import FOLDERS, load_camvid, read_image, read_label, verify
+from camvid_lang.data.classes import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
+from camvid_lang.data.convert import convert
+from camvid_lang.errors import InputError
+from camvid_lang.scenes.dataset import draw_scene
+
+NAMES = list(ORIGINAL_COLOURS)  # alphabetical, whatever the case: fastai's order
+COLOURS = np.array(list(ORIGINAL_COLOURS.values()), np.uint8)
+MEMBERS = [[NAMES.index(name) for name in GROUPS[group]] for group in CLASSES]
+MEMBERS.append([NAMES.index("Void")])
+RELEASE = [key for key in data.read_manifest() if "annot/" not in key]
+
+
+def of_32(label: np.ndarray, seed: int) -> np.ndarray:
+    """Ids 0..11 -> indices of `NAMES`: at each pixel any member of its group."""
+    draw = np.random.default_rng(seed).integers(0, 60, label.shape)  # 60: no member is preferred
+    table = np.array([[members[i % len(members)] for i in range(60)] for members in MEMBERS])
+    return table[label, draw].astype(np.uint8)
+
+
+def copy_of(layout: str, source: Path, root: Path, names: Sequence[str] | None = None) -> Path:
+    """Write data in CamVid's layout as "Kaggle", "fastai" or "original" would have it."""
+    pairs = [f"{s}/{p.stem}" for s in FOLDERS for p in sorted((source / s).glob("*.*"))]
+    for seed, name in enumerate(names or pairs):
+        split, stem = name.split("/")
+        frame = next((source / split).glob(f"{stem}.*"))
+        label = of_32(np.array(Image.open(source / f"{split}annot" / f"{stem}.png")), seed)
+        frames, labels, ending = {
+            "Kaggle": (split, f"{split}_labels", "_L"),
+            "fastai": ("images", "labels", "_P"),
+            "original": ("701_StillsRaw_full", "LabeledApproved_full", "_L"),
+        }[layout]
+        (root / frames).mkdir(parents=True, exist_ok=True)
+        (root / labels).mkdir(exist_ok=True)
+        Image.open(frame).convert("RGB").save(root / frames / f"{stem}.png", compress_level=1)
+        label = Image.fromarray(label if layout == "fastai" else COLOURS[label])
+        label.save(root / labels / f"{stem}{ending}.png", compress_level=1)
+    rows = [(name, *map(str, colour)) for name, colour in ORIGINAL_COLOURS.items()]
+    write = {
+        "Kaggle": {"class_dict.csv": "name,r,g,b\r\n" + "\r\n".join(map(", ".join, rows))},
+        "fastai": {"codes.txt": "\n".join(NAMES), "valid.txt": f"{stem}.png\n"},
+        "original": {"label_colors.txt": "\n".join(f"{r} {g} {b}\t\t{n}" for n, r, g, b in rows)},
+    }[layout]
+    for name, text in write.items():
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+LAYOUTS = ("Kaggle", "fastai", "original")
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Callable[..., Path]:
+    """`drawn(names, size, zoom)`: scenes in CamVid's layout; by default two of each split."""
+
+    def draw(names: Sequence[str] = (), size: tuple = (48, 64), zoom: int = 1, to: str = "in"):
+        for seed, name in enumerate(names or two_of_each()):
+            for folder, image in zip(("", "annot"), draw_scene(seed, size), strict=True):
+                path = tmp_path / to / f"{name.replace('/', f'{folder}/')}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.repeat(zoom, 0).repeat(zoom, 1)).save(path)
+        return tmp_path / to
+
+    return draw
+
+
+def two_of_each() -> list[str]:
+    return [n for s in FOLDERS for n in [n for n in RELEASE if n.startswith(f"{s}/")][:2]]
+
+
+def contents(root: Path) -> dict[str, tuple]:
+    """{"train/NAME" or "trainannot/NAME": shape and pixels} of a folder in CamVid's layout."""
+    files = [path for path in root.rglob("*.*") if path.name != "dataset.json"]
+    reader = {True: read_label, False: read_image}
+    read = {path: reader[path.parent.name.endswith("annot")](path) for path in files}
+    return {f"{p.parent.name}/{p.stem}": (a.shape, a.tobytes()) for p, a in read.items()}
+
+
+def listing(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+# Each layout and back
+
+
+@each_layout
+def test_a_copy_is_converted_back(layout: str, drawn: Callable, tmp_path: Path) -> None:
+    source = copy_of(layout, drawn(), tmp_path / "copy")
+    before = listing(source)
+    report = convert(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    assert (report.root, report.problems) == (tmp_path / "out", ())
+    assert report.counts == {"train": 2, "val": 2, "test": 2}
+    assert report.name == verify(tmp_path / "out").name == f"CamVid 64x48 ({layout})"
+    assert listing(source) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "copy", "out"}
+
+
+@each_layout
+def test_real_camvid_is_converted_back(layout: str, camvid: Path, tmp_path: Path) -> None:
+    names = RELEASE[::88]
+    assert {name.split("/")[0] for name in names} == set(FOLDERS)
+    report = convert(copy_of(layout, camvid, tmp_path / "copy", names), tmp_path / "out")
+    assert set(report.differences) == {"frames missing"}
+    assert sum(report.counts.values()) == len(names) == 8
+    assert not report.complete
+
+
+@each_layout
+def test_what_is_the_release_is_plain_camvid(
+    layout: str, drawn: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(drawn(), tmp_path / "manifest")
+    monkeypatch.setattr(data, "MANIFEST", tmp_path / "manifest")
+    report = convert(copy_of(layout, drawn(zoom=2, to="big"), tmp_path / "copy"), tmp_path / "big2")
+    assert (report.complete, report.name) == (False, f"CamVid 128x96 ({layout})")
+    report = convert(tmp_path / "copy", tmp_path / "out", (48, 64))
+    assert (report.complete, report.name) == (True, "CamVid")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_all_32_colours_and_ids_are_in_the_copies() -> None:
+    label = np.arange(12, dtype=np.uint8).repeat(500).reshape(60, 100)
+    assert set(of_32(label, 0).flat) == set(range(32))
+
+
+# Sizes
+
+
+def test_size_takes_nearest_labels_and_means_of_blocks(drawn: Callable, tmp_path: Path) -> None:
+    drawn(two_of_each()[::2], (360, 480))
+    zoomed = drawn(two_of_each()[::2], (360, 480), zoom=2, to="big")  # 720x960, as the original
+    source = copy_of("Kaggle", zoomed, tmp_path / "copy")
+    command = ["data", "convert", str(source), str(tmp_path / "out"), "--size", "480x360"]
+    assert main(command) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["name"].startswith("CamVid ")
+
+
+def test_size_of_another_factor_keeps_to_the_ids(
+    drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = copy_of("original", drawn(), tmp_path / "copy")
+    for size, distorted in (("44x33", False), ("80X60", False), ("64x32", True)):
+        out = tmp_path / size
+        assert main(["data", "convert", str(source), str(out), "--size", size]) == 0
+        assert ("distorted" in capsys.readouterr().err) == distorted
+        assert verify(out).size == tuple(map(int, size.lower().split("x")))[::-1]
+        for label in out.glob("*annot/*.png"):
+            ids = read_label(tmp_path / "in" / label.relative_to(out))
+            assert set(read_label(label).flat) <= set(ids.flat)
+
+
+@pytest.mark.parametrize("size", ["480", "0x360", "480x360x3", "-480x360", "big", "1e3x10", ""])
+def test_a_wrong_size_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["data", "convert", str(tmp_path), str(tmp_path / "out"), f"--size={size}"]) == 1
+    assert f"--size {size}: write it as WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+# Where the copy is, and what it is called
+
+
+@each_layout
+def test_run_and_verify_name_the_command(
+    layout: str, drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    copy_of(layout, drawn(), tmp_path / "archive" / "CamVid")
+    for folder in (tmp_path / "archive", tmp_path / "archive" / "CamVid"):
+        run = ["run", "swiftnet", "--profile=smoke", "--data", str(folder), "--out=unused"]
+        for command in (run, ["data", "verify", str(folder)]):
+            assert main(command) == 1
+            error = capsys.readouterr().err
+            assert (
+                f"layout of {layout}; convert it with `camvid-lang data convert {folder}" in error
+            )
+        with pytest.raises(InputError, match="data convert"):
+            load_camvid(folder, "test")
+
+
+@each_layout
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_is_converted(layout: str, kind: str, drawn: Callable, tmp_path: Path) -> None:
+    copy_of(layout, drawn(), tmp_path / "copy" / "a" / "CamVid")
+    (tmp_path / "copy" / "__MACOSX" / "CamVid" / "train_labels").mkdir(parents=True)
+    archive = shutil.make_archive(str(tmp_path / "archive"), kind, tmp_path / "copy")
+    convert(archive, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    shutil.rmtree(tmp_path / "copy" / "__MACOSX")
+    label = next((tmp_path / "copy").rglob("*_[LP].png"))
+    label.write_bytes(label.read_bytes()[:99])
+    archive = shutil.make_archive(str(tmp_path / "archive"), kind, tmp_path / "copy")
+    where = f"{archive}/{label.relative_to(tmp_path / 'copy')}: cannot be read"
+    with pytest.raises(InputError) as error:
+        convert(archive, tmp_path / "out2")
+    assert str(error.value).startswith(where)
+
+
+def test_other_names_of_folders_and_labels(drawn: Callable, tmp_path: Path) -> None:
+    source = copy_of("original", drawn(), tmp_path / "copy")
+    (source / "label_colors.txt").unlink()
+    shutil.move(source / "LabeledApproved_full", source / "inner" / "masks")
+    (source / "701_StillsRaw_full").rename(source / "frames")
+    convert(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    source = copy_of("Kaggle", tmp_path / "in", tmp_path / "copy2")
+    (source / "class_dict.csv").unlink()
+    for path in list(source.glob("*_labels/*.png")):
+        path.rename(path.with_stem(path.stem.removesuffix("_L")))
+    convert(source, tmp_path / "out2")
+    assert contents(tmp_path / "out2") == contents(tmp_path / "in")
+
+
+def test_colours_and_codes_are_those_of_the_copy(drawn: Callable, tmp_path: Path) -> None:
+    source = copy_of("Kaggle", drawn(), tmp_path / "copy")
+    path = source / "class_dict.csv"
+    swapped = path.read_text().replace("Sky, ", "X, ").replace("Road, ", "Sky, ")
+    path.write_text("\ufeff" + swapped.replace("X, ", "ROAD, "), encoding="utf-8")
+    convert(source, tmp_path / "out")
+    name = "testannot/" + two_of_each()[-1].split("/")[1]
+    ids, swap = read_label(tmp_path / "in" / f"{name}.png"), np.arange(12)
+    # Sky's colour is road now, and road's is sky; lane markings have their own colours.
+    of_sky = of_32(ids, 5) == NAMES.index("Sky")
+    of_road = of_32(ids, 5) == NAMES.index("Road")
+    expected = np.where(of_sky, 3, np.where(of_road, 0, swap[ids]))
+    assert of_sky.any()
+    assert np.array_equal(read_label(tmp_path / "out" / f"{name}.png"), expected)
+
+    source = copy_of("fastai", tmp_path / "in", tmp_path / "copy2")
+    path = source / "codes.txt"
+    path.write_text("\n".join(reversed(NAMES)) + "\n\n")
+    for label in (source / "labels").iterdir():
+        Image.fromarray(31 - np.array(Image.open(label))).save(label)
+    convert(source, tmp_path / "out2")
+    assert contents(tmp_path / "out2") == contents(tmp_path / "in")
+
+
+# Splits
+
+
+def test_frames_without_a_place_in_segnets_split_are_counted(
+    drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    more = ["test/own_1", "test/own_2", "test/own_3"]
+    source = copy_of("fastai", drawn([*two_of_each(), *more]), tmp_path / "copy")
+    (source / "valid.txt").write_text("own_2.png\n" + two_of_each()[0].split("/")[1] + ".png\n")
+    assert main(["data", "convert", str(source), str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "not in SegNet's split: 2 in train, 1 in val" in err
+    assert "difference: 3 frames not in the release" in out
+    places = {p.stem: p.parent.name for p in tmp_path.glob("out/*/own_*") if "annot" not in str(p)}
+    assert places == {"own_1": "train", "own_2": "val", "own_3": "train"}
+    assert (tmp_path / "out" / f"{two_of_each()[0]}.png").is_file()  # SegNet's train, not val
+    source = copy_of("original", drawn(more, to="own"), tmp_path / "copy2")
+    with pytest.raises(InputError, match="no frame is in the val set of SegNet's split"):
+        convert(source, tmp_path / "out2")
+
+
+def test_kaggles_split_is_kept_unless_segnets_is_wanted(drawn: Callable, tmp_path: Path) -> None:
+    moved = [name.replace("val/", "train/", 1) for name in two_of_each()]
+    moved = [*moved[:3], moved[3].replace("train/", "val/"), "train/own_1", *moved[4:]]
+    source = copy_of("Kaggle", drawn(moved), tmp_path / "copy")
+    report = convert(source, tmp_path / "out")
+    assert report.counts == {"train": 4, "val": 1, "test": 2}
+    assert report.differences["frames of another split"] == [moved[2]]
+    with pytest.warns(UserWarning, match="not in SegNet's split: 1 in train"):
+        report = convert(source, tmp_path / "out2", segnet_split=True)
+    assert report.counts == {"train": 3, "val": 2, "test": 2}
+    assert "frames of another split" not in report.differences
+
+
+# Defects: all are named, and nothing is written
+
+
+@each_layout
+def test_all_defects_are_named_and_nothing_is_left(
+    layout: str, drawn: Callable, tmp_path: Path
+) -> None:
+    source = copy_of(layout, drawn(RELEASE[::80]), tmp_path / "copy")
+    labels = sorted(source.rglob("*_[LP].png"))
+    frames = [path for path in source.rglob("*.png") if path not in labels]
+    frame_of = {path: next(f for f in frames if f.stem == path.stem[:-2]) for path in labels}
+    labels[0].unlink()
+    frame_of[labels[1]].unlink()
+    labels[2].write_bytes(labels[2].read_bytes()[:200])
+    frame_of[labels[3]].write_text("no image")
+    Image.open(labels[4]).crop((0, 0, 64, 40)).save(labels[4])
+    wrong = np.array(Image.open(labels[5]))
+    wrong[7, 9] = wrong[20, 30] = 201
+    Image.fromarray(wrong).save(labels[5])
+    for path in (labels[6], frame_of[labels[6]]):
+        Image.open(path).crop((0, 0, 32, 48)).save(path)
+    before = listing(source)
+    with pytest.raises(InputError) as error:
+        convert(source, tmp_path / "out")
+    for text in (
+        f"{frame_of[labels[0]]}: no label {labels[0]}",
+        f"{labels[1]}: no frame in {frame_of[labels[1]].parent}",
+        f"{labels[2]}: cannot be read as an image",
+        f"{frame_of[labels[3]]}: cannot be read as an image",
+        f"{labels[4]}: label is (40, 64), its frame (48, 64)",
+        f"{labels[5]}: (201, 201, 201) at row 7, column 9 is not one of",
+        "(2 such pixels)",
+        f"{frame_of[labels[6]]}: frame is (48, 32), most are (48, 64); resize all with --size",
+    ):
+        assert text in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "copy"}
+    assert listing(source) == before
+
+
+@each_layout
+def test_unknown_colours_can_be_void(
+    layout: str, drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = copy_of(layout, drawn(), tmp_path / "copy")
+    labels = sorted(source.rglob("*_[LP].png"))
+    for path, count in ((labels[2], 3), (labels[4], 1)):
+        label = np.array(Image.open(path))
+        label[5, 10 : 10 + count] = 99
+        Image.fromarray(label).save(path)
+    command = ["data", "convert", str(source), str(tmp_path / "out")]
+    assert main(command) == 1
+    assert main([*command, "--unknown-void"]) == 0
+    error = capsys.readouterr().err
+    assert "4 pixels of unknown value in 2 labels are void now; the first: " in error
+    assert f"{labels[2]}: (99, 99, 99) at row 5, column 10" in error
+    for path in tmp_path.glob("in/*annot/*.png"):
+        before, after = (
+            read_label(tmp_path / f / path.relative_to(tmp_path / "in")) for f in ("in", "out")
+        )
+        before[5, 10:13] = np.where(before[5, 10:13] != after[5, 10:13], VOID, before[5, 10:13])
+        assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "text", "message"),
+    [
+        ("fastai", "codes.txt", "Animal\nArchway\nCat", "unknown: Cat"),
+        ("fastai", "codes.txt", "", "0 names"),
+        ("fastai", "codes.txt", None, "codes.txt is missing"),
+        ("fastai", "codes.txt", "Animal\nArchway", "is not one of the 2 ids of codes.txt"),
+        (
+            "Kaggle",
+            "class_dict.csv",
+            "name,r,g,b\nCat,1,2,3",
+            "line 2, 'Cat,1,2,3', is not a class",
+        ),
+        ("Kaggle", "class_dict.csv", "name,r,g,b\nSky,1,2", "line 2, 'Sky,1,2', is not"),
+        ("Kaggle", "class_dict.csv", "Sky,1,2,300", "line 1, 'Sky,1,2,300', is not"),
+        ("Kaggle", "class_dict.csv", "name,r,g,b\n", "holds no colours"),
+        ("original", "label_colors.txt", "1 2 3\tSky\n1 2 3\tRoad", "line 2: .* of another class"),
+        ("original", "label_colors.txt", "128 128 128 Sky", "is not one of the colours of label_c"),
+    ],
+)
+def test_wrong_codes_and_colours_are_named(
+    layout: str, file: str, text: str | None, message: str, drawn: Callable, tmp_path: Path
+) -> None:
+    source = copy_of(layout, drawn(), tmp_path / "copy")
+    (source / file).unlink()
+    if text is not None:
+        (source / file).write_text(text)
+    with pytest.raises(InputError, match=message):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_that_are_refused(
+    drawn: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = copy_of("Kaggle", drawn(), tmp_path / "copies" / "a")
+    (tmp_path / "empty").mkdir()
+    for wrong, dest, message in (
+        (source, tmp_path / "in", "in: not an empty folder"),
+        (source, source / "train" / next((source / "train").iterdir()), "not an empty folder"),
+        (source, source, "not an empty folder"),
+        (source, source / "new", "which is not to be modified"),
+        (tmp_path / "absent", tmp_path / "out", "absent: no such folder or archive"),
+        (tmp_path / "empty", tmp_path / "out", "empty: not a copy of CamVid that is known"),
+        (source / "class_dict.csv", tmp_path / "out", "not a zip or tar archive"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert(wrong, dest)
+    copy_of("fastai", tmp_path / "in", tmp_path / "copies" / "b")
+    with pytest.raises(InputError, match=r"copies: holds 2 data sets \(.*a, .*b\); give one"):
+        convert(tmp_path / "copies", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.chdir(source)
+    convert(".", "../../empty")  # may exist
+    assert contents(tmp_path / "empty") == contents(tmp_path / "in")
+    (source / "test" / next((source / "test").iterdir())).unlink()
+    with pytest.raises(InputError, match=r"^test_labels/.*_L.png: no frame in test; nothing"):
+        convert("./", "../../out")
+
+
+# CamVid's own layout
+
+
+def test_data_in_camvids_own_layout_is_resized_or_named(drawn: Callable, tmp_path: Path) -> None:
+    drawn()
+    source = drawn(zoom=2, to="wrap/CamVid")
+    with pytest.raises(InputError, match=f"the data set is in {source}; give that folder"):
+        verify(source.parent)
+    convert(source.parent, tmp_path / "out", (48, 64))
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+
+
+def from_one(root: Path) -> None:
+    for path in root.glob("*annot/*.png"):
+        Image.fromarray((np.array(Image.open(path)) + 1) % 12).save(path)
+
+
+def test_ids_from_one_become_those_of_the_package(
+    drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn()
+    from_one(drawn(to="shifted"))
+    command = ["data", "convert", str(tmp_path / "shifted")]
+    assert main([*command, str(tmp_path / "out"), "--first-id=1", "--void=0"]) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    # As its dataset.json says.
+    (tmp_path / "shifted" / "dataset.json").write_text('{"first_id": 1, "void": 0}')
+    assert main([*command, str(tmp_path / "out2")]) == 0
+    assert contents(tmp_path / "out2") == contents(tmp_path / "in")
+    # Those of the release are recognised.
+    (tmp_path / "shifted" / "dataset.json").unlink()
+    write_manifest(tmp_path / "in", tmp_path / "manifest")
+    monkeypatch.setattr(data, "MANIFEST", tmp_path / "manifest")
+    for out, more in (("out3", ()), ("out4", ("--unknown-void",))):
+        assert main([*command, str(tmp_path / out), *more]) == 0
+        assert "6 labels count ids from 1 with 0 = void" in capsys.readouterr().err
+        assert verify(tmp_path / out).complete
+    # Elsewhere such options contradict the colours or codes.
+    for layout in LAYOUTS:
+        source = copy_of(layout, tmp_path / "in", tmp_path / layout)
+        assert main(["data", "convert", str(source), str(tmp_path / "x"), "--first-id=1"]) == 1
+        assert "--void and --first-id are for ids in trainannot/" in capsys.readouterr().err
+
+
+def test_unknown_ids_can_be_void(
+    drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = next(drawn().glob("trainannot/*.png"))
+    label = np.array(Image.open(path))
+    label[3, 4:6] = 77
+    Image.fromarray(label).save(path)
+    command = ["data", "convert", str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(command) == 1
+    assert f"{path}: id 77 is not in 0..11" in capsys.readouterr().err
+    assert main([*command, "--unknown-void"]) == 0
+    assert f"2 pixels of unknown value in 1 labels are void now; the first: {path}" in (
+        capsys.readouterr().err
+    )
+    assert read_label(tmp_path / "out" / "trainannot" / path.name)[3, 4:6].tolist() == [VOID] * 2
