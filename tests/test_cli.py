@@ -189,7 +189,7 @@ def test_another_run_in_the_folder_is_refused_and_nothing_lost(finished, error_o
         (["frozen-nmes"], "'frozen-names'"),
         (["frozen-names", "--set", "epoch=1"], "'epochs'"),
         (["frozen-names", "--set", "epochs"], "--set epochs: write it as key=value"),
-        (["frozen-names", "--profile", "quick"], "profile"),
+        (["frozen-names", "--profile", "fast"], "profile"),
         (["frozen-names", "--weights", "absent.safetensors"], "absent.safetensors"),
         (["frozen-names", "--text-bank", "absent.npz"], "absent.npz"),
         (["frozen-names", "--device", "tpu9"], "tpu9"),
