@@ -38,7 +38,6 @@ MAKERS = {
     "frames_and_labels": lambda: figures.frames_and_labels(IMAGES, LABELS, ["one", "two"]),
     "predictions": lambda: figures.predictions(IMAGES, LABELS, GUESSES, ["one", "$\\frac{\udcff"]),
     "similarity": lambda: figures.similarity_matrices({"Names": vectors(0), "Other": vectors(1)}),
-    "class_bars": lambda: figures.class_bars({"a": SCORES, "b": SCORES}, {"a": SCORES}),
     "curves": lambda: figures.curves({"a": HISTORY, "b": HISTORY, "still": []}),
     "confusion": lambda: figures.confusion(np.eye(11) * 3),
     "miou_bars": lambda: figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0}),
@@ -106,15 +105,22 @@ def test_similarity_matrices_share_one_scale_and_print_every_value():
     assert figure.axes[0].get_title() == f"Names\nmean between classes {mean:.3f}"
 
 
-def test_class_bars_show_measured_thesis_and_missing_values():
-    scores = {**SCORES, "fence": None}
-    figure = figures.class_bars({"run": scores, "other": scores}, {"run": SCORES})
-    axes = figure.axes[0]
-    widths = [bar.get_width() for bar in axes.patches]
-    assert widths == [scores[name] or 0 for name in CLASSES]
-    assert axes.texts[CLASSES.index("fence")].get_text() == "–"
-    assert axes.lines[0].get_xydata().tolist() == [[5.0 * at, at] for at in range(11)]
-    assert not figure.axes[1].lines
+def test_miou_bars_show_measured_thesis_and_missing_values():
+    axes = figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0, "other": 50.0}).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [30.0, 0]
+    assert [item.get_text() for item in axes.texts] == ["30.0", "–"]
+    assert axes.lines[0].get_xydata().tolist() == [[60.0, 0]]
+
+
+def test_class_matrix_colours_the_difference_from_the_reference():
+    scores = {**dict.fromkeys(CLASSES, 10.0), "fence": None}
+    axes = figures.class_matrix({"run": scores, "other": SCORES}, "other").axes[0]
+    printed = [item.get_text() for item in axes.texts]
+    assert printed[CLASSES.index("fence")] == "–"
+    assert printed[11:] == [f"{SCORES[name]:.1f}" for name in CLASSES]
+    points = axes.images[0].get_array()
+    assert points[0, 0] == 10.0
+    assert not points[1].any()
 
 
 def test_curves_leave_out_what_was_not_trained():

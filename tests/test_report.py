@@ -285,7 +285,7 @@ def test_data_and_encoder_are_named():
     assert "233 test frames of CamVid, 480 × 360 pixels (468 training frames)" in measured_on(runs)
     runs["adapter-names"] = result("adapter-names", encoder=TINY)
     assert "is another (adapter-names): convnext_base_w_320" in encoder_note(runs)
-    assert "(adapter-names: camvid-tiny, weights tiny.safetensors, " in measured_on(runs)
+    assert "; camvid-tiny, weights tiny.safetensors, " in measured_on(runs)
     assert "/home/me" not in measured_on(runs)
     assert "No run is finished" in measured_on({})
 

@@ -31,7 +31,7 @@ from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 
 __all__ = ["Drawing", "architecture", "iou_venn"]
-__all__ += ["class_bars", "class_frequencies", "class_matrix", "confusion"]
+__all__ += ["class_frequencies", "class_matrix", "confusion"]
 __all__ += ["confusion_and_similarity", "curves", "miou_bars", "similarity_matrices"]
 __all__ += ["comparison", "frames_and_labels", "heat_maps", "overlay", "predictions"]
 __all__ += ["colour_labels", "drawn_names", "to_png"]
@@ -449,38 +449,6 @@ def miou_bars(
     axes.invert_yaxis()
     axes.set(xlabel="mIoU (%)", xlim=(0, max([*values, *(published or {}).values(), 10]) * 1.08))
     axes.grid(axis="x")
-    return figure
-
-
-@_styled
-def class_bars(
-    series: Mapping[str, Mapping[str, float | None]],
-    published: Mapping[str, Mapping[str, float]] | None = None,
-) -> Figure:
-    """IoU of each class, one panel per run, a diamond at the thesis's value where there is one.
-
-    Both arguments map a run's name to {class: percent}; None is shown as a dash.
-    """
-    lines, columns = math.ceil(len(series) / 3), min(3, len(series))
-    figure = Canvas("IoU of each class", 1.0 + 3.0 * columns, 0.9 + lines * 3.2)
-    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    handles = {}
-    for axes, (run, scores) in zip(panels, series.items(), strict=False):
-        values = [scores[name] for name in CLASSES]
-        handles["measured"] = axes.barh(CLASSES, [v or 0 for v in values], color=_hex(OKABE_ITO[0]))
-        for place, value in enumerate(values):
-            axes.text(103, place, "–" if value is None else f"{value:.1f}", va="center", fontsize=8)
-        if theirs := (published or {}).get(run):
-            marks = [theirs[name] for name in CLASSES], range(len(CLASSES))
-            style = {"color": _hex(OKABE_ITO[3]), "markeredgecolor": "white", "markersize": 7}
-            (handles["thesis"],) = axes.plot(*marks, "D", **style)
-        axes.set_title(_line(run, 40))
-        axes.set(xlim=(0, 122), xticks=range(0, 101, 25), ylim=(10.6, -0.6), xlabel="IoU (%)")
-        axes.tick_params(labelbottom=True)
-        axes.grid(axis="x")
-    for axes in panels[len(series) :]:
-        axes.set_axis_off()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -81,7 +81,6 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
     camvid = {name for name, result in runs.items() if tables.is_camvid(result)}
     published = {name: row for name, row in THESIS_ROWS.items() if name in camvid}
     iou = {name: result["iou"] for name, result in runs.items()}
-    published_iou = {name: row["iou"] for name, row in published.items() if "iou" in row}
     miou = {name: result["miou"] for name, result in results.items()}
     cosines = next((data.similarities for data in frames.values() if data.similarities), None)
     histories = {name: result["history"] for name, result in runs.items() if result["history"]}
@@ -106,7 +105,7 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
         charts={
             "miou": len(runs) > 1
             and figures.miou_bars(miou, {name: row["miou"] for name, row in published.items()}),
-            "iou": runs and figures.class_bars(iou, published_iou),
+            "iou": runs and figures.class_matrix(iou, "swiftnet" if "swiftnet" in runs else best),
             "confusion": counts
             and figures.confusion(
                 np.array(counts)[:NUM_CLASSES, :NUM_CLASSES], f"{best}: confusion"

@@ -5,7 +5,7 @@ The page and the notebooks show the same tables. Scores are in percent, differen
 everywhere {name: what the run's results.json holds}, with the random baseline under "chance".
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,65 +56,50 @@ def _encoder_text(result: Mapping) -> str:
     return f"{encoder['name']}, weights {weights}, text embeddings {text}"
 
 
-def _grouped(results: Results, describe: Callable[[Mapping], str]) -> str:
-    groups: dict[str, list[str]] = {}
-    for name, result in results.items():
-        groups.setdefault(describe(result), []).append(name)
-    # The largest group comes first, without names: the sentence stays short if one run differs.
-    (first, _), *others = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return first + "".join(f" ({', '.join(names)}: {text})" for text, names in others)
-
-
-def _which(names: Iterable[str], results: Results) -> str:
-    """Some of the runs as text, by those left out if that is shorter; empty for all of them."""
-    names, rest = [*names], [name for name in results if name not in names]
-    if not rest:
-        return ""
-    text = ", ".join(names) if len(names) <= len(rest) else f"all but {', '.join(rest)}"
-    return f" ({text})"
-
-
 def _runs(results: Results) -> Results:
     return {name: result for name, result in results.items() if name != CHANCE}
 
 
 def measured_on(results: Results) -> str:
-    """One sentence on data and encoder of the runs, grouped where they differ."""
-    runs = _runs(results)
+    """One sentence on data and encoders of the runs."""
+    runs = _runs(results).values()
     if not runs:
         return "No run is finished: the tables show the thesis's numbers only."
-    trained = max(result["data"]["train_frames"] for result in runs.values())
-    frames = f" ({trained} training frames)" if trained else ""
-    return (
-        f"Measured on {_grouped(runs, _data_text)}{frames}, "
-        f"with the encoder {_grouped(runs, _encoder_text)}."
+    data, encoders = (
+        "; ".join(dict.fromkeys(map(describe, runs))) for describe in (_data_text, _encoder_text)
     )
+    trained = max(result["data"]["train_frames"] for result in runs)
+    frames = f" ({trained} training frames)" if trained else ""
+    return f"Measured on {data}{frames}. Encoder: {encoders}."
 
 
 def banner(results: Results) -> str:
     """A warning if a run was not scored on CamVid's complete test split, else an empty text."""
-    runs = _runs(results)
-    others = {name: result for name, result in runs.items() if not is_camvid(result)}
+    others = {name: r for name, r in _runs(results).items() if not is_camvid(r)}
     if not others:
         return ""
     names = sorted({_data_name(result) for result in others.values()})
     where = " and ".join("a part of CamVid" if n.lower() == "camvid" else n for n in names)
     return (
-        f"These are not CamVid results{_which(others, runs)}: they were measured on {where} and "
-        "cannot be compared with the thesis's."
+        f"These are not CamVid results{_some_of(others, results)}: they were measured on {where} "
+        "and cannot be compared with the thesis's."
     )
 
 
 def encoder_note(results: Results) -> str:
     """A sentence naming the runs whose encoder is not the thesis's, else an empty text."""
-    runs = _runs(results)
-    others = [name for name, result in runs.items() if not _is_thesis_encoder(result)]
+    others = [name for name, r in _runs(results).items() if not _is_thesis_encoder(r)]
     if not others:
         return ""
     return (
-        f"The thesis's encoder is another{_which(others, runs)}: {THESIS_ENCODER} with the weights "
-        f"{THESIS_WEIGHTS}, and ResNet-18 for SwiftNet."
+        f"The thesis's encoder is another{_some_of(others, results)}: {THESIS_ENCODER} with the "
+        f"weights {THESIS_WEIGHTS}, and ResNet-18 for SwiftNet."
     )
+
+
+def _some_of(names: Collection[str], results: Results) -> str:
+    """The names in brackets; nothing for all runs."""
+    return f" ({', '.join(names)})" if len(names) < len(_runs(results)) else ""
 
 
 @dataclass(frozen=True)
