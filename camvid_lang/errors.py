@@ -2,7 +2,7 @@
 
 __all__ = ["START_OVER", "InputError", "Interrupted"]
 
-START_OVER = "start over with --fresh (in a notebook: untick RESUME)"
+START_OVER = "start over with --fresh (in a notebook: name the run in FRESH)"
 
 
 class InputError(Exception):

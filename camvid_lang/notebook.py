@@ -55,7 +55,8 @@ def start(
     profile: str = "auto",
     data: str = "camvid",
     drive: bool | str | Path = False,
-    resume: bool = True,
+    runs: str = "",
+    fresh: str = "",
     settings: str = "",
 ) -> "Session":
     """Prepare the data and the folders of a notebook; the arguments are the fields of its form.
@@ -69,20 +70,26 @@ def start(
             file, which is unpacked once. CamVid's layout may be in a folder inside.
         drive: mount Google Drive and mirror all runs to `My Drive/camvid-lang` (Colab only); or a
             folder to mirror them to.
-        resume: False starts every run over and deletes what an earlier one left.
-        settings: replaces settings of what is trained, as in `"epochs=10, batch_size=4"`.
+        runs: the experiments to run, separated by commas: `Session.names`.
+        fresh: those of them to start over; what they left is deleted, on Google Drive too. All
+            others are resumed, or read where they are finished.
+        settings: replaces settings of what is trained, as in `"epochs=10, batch_size=4"`. Such
+            runs have folders of their own.
 
     Raises:
-        InputError: an unknown profile or setting, or data that cannot be had.
+        InputError: an unknown profile, setting or run, or data that cannot be had.
     """
     _one_line_errors()
+    cuda = pick_device().type == "cuda"
+    if not cuda:
+        print("no GPU (Colab: Runtime > Change runtime type > T4 GPU)")
     if profile == "auto":
-        profile = "thesis" if pick_device().type == "cuda" else "cpu"
+        profile = "thesis" if cuda else "cpu"
     entries = [entry.partition("=") for entry in settings.split(",") if entry.strip()]
     chosen = {key.strip(): value.strip() for key, _, value in entries}
-    configure(
-        "frozen-names", **{"profile": profile, **chosen}
-    )  # raises before anything is downloaded
+    names, over = ([n.strip() for n in text.split(",") if n.strip()] for text in (runs, fresh))
+    for name in ("frozen-names", *names, *over):  # raises before anything is downloaded
+        configure(name, **{"profile": profile, **({} if name.startswith("bilinear") else chosen)})
     work = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
     given = Path(drive).expanduser() if drive and isinstance(drive, str | Path) else None
     mirror = given or (_mount_drive() if drive else None)
@@ -90,11 +97,16 @@ def start(
         raise InputError(f"DRIVE '{mirror}' is not a folder: create it, or set DRIVE to False")
     folder = _prepare_data(data, profile, work)
     label = f"{folder.name.removesuffix('-smoke')}-{profile}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = torch.cuda.get_device_name() if cuda else "CPU"
     print(f"profile {profile} on {device}; data {folder}; runs {work / 'runs' / label}")
     drive_runs = mirror / label if mirror else None
     print(f"mirrored to {drive_runs}" if mirror else "not mirrored to Google Drive")
-    return Session(profile, folder, work / "runs" / label, drive_runs, resume, chosen)
+    if profile in ("cpu", "smoke") and data != "scenes" and "weights" not in chosen:
+        print(
+            "note: the tiny CLIP of this profile was trained on drawn scenes: expect low scores, "
+            "or give weights of ResNet-18 in SETTINGS, as in weights=resnet18.safetensors"
+        )
+    return Session(profile, folder, work / "runs" / label, drive_runs, names, over, chosen)
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,8 @@ class Session:
     data: Path
     runs: Path
     drive: Path | None = None
-    resume: bool = True
+    names: Sequence[str] = ()
+    fresh: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def configure(self, name: str) -> Experiment:
@@ -121,7 +134,10 @@ class Session:
         Returns:
             The contents of its `results.json`; scores in percent.
         """
-        experiment = self.configure(name)
+        experiment, folder, fresh = self.configure(name), self._folder(name), name in self.fresh
+        places = [root / folder for root in (self.runs, self.drive) if root]
+        if fresh:
+            print(f"FRESH: {name} starts over in {' and '.join(map(str, places))}")
         print(
             f"{name}: encoder {experiment.encoder} "
             f"({'trained' if experiment.train_encoder else 'frozen'}), {experiment.epochs} epochs, "
@@ -131,30 +147,44 @@ class Session:
         results = run(
             experiment,
             self.data,
-            self.runs / name,
-            fresh=not self.resume,
-            mirror=self.drive / name if self.drive else None,
+            places[0],
+            fresh=fresh,
+            mirror=places[1] if self.drive else None,
             on_epoch=live.update,
             command=f"notebook, profile {self.profile}",
-            keep_finished=True,
         )
         live.update(results["history"], now=True)
         return results
 
+    def _folder(self, name: str) -> str:
+        """The folder of an experiment's run; settings that were chosen are part of its name."""
+        chosen = {} if name.startswith("bilinear") else self.settings
+        return " ".join([name, *(f"{key}={Path(chosen[key]).name}" for key in sorted(chosen))])
+
+    def _files(self) -> dict[str, Path]:
+        """{name: results.json} of all finished runs, in the order of the experiments."""
+        found = {}
+        for root in (self.drive, self.runs):  # the local file replaces the one on Google Drive
+            found |= (
+                {file.parent.name: file for file in root.glob("*/results.json")} if root else {}
+            )
+        own = {self._folder(name): name for name in EXPERIMENTS}
+        other = {name: f"{name} (no SETTINGS)" for name in EXPERIMENTS}
+        order = sorted(found, key=lambda folder: [*EXPERIMENTS, folder].index(folder.split(" ")[0]))
+        return {own.get(folder, other.get(folder, folder)): found[folder] for folder in order}
+
     def finished(self) -> dict[str, dict]:
         """{experiment: results} of all finished runs, here or on Google Drive.
+
+        Runs with other settings than this session's have the names of their folders, such as
+        "frozen-names epochs=10".
 
         Raises:
             InputError: there is none.
         """
-        found = {}
-        for name in EXPERIMENTS:
-            files = [root / name / "results.json" for root in (self.runs, self.drive) if root]
-            if file := next(filter(Path.is_file, files), None):
-                found[name] = read_results(file)
-        if not found:
+        if not (files := self._files()):
             raise InputError(f"{self.runs}: no finished run; run notebook 02 or 03 first")
-        return found
+        return {name: read_results(file) for name, file in files.items()}
 
     def missing(self) -> str:
         """The thesis's experiments that are not finished, and the notebooks that run them."""
@@ -172,11 +202,13 @@ class Session:
         Raises:
             InputError: the run is not finished.
         """
-        if name not in (finished := self.finished()):
-            raise InputError(f"{name} is not finished: run it, or choose {', '.join(finished)}")
-        if not (self.runs / name / "results.json").is_file():
-            Mirror(self.runs / name, self.drive / name).restore(name)
-        return self.runs / name
+        files = self._files()
+        if name not in files:
+            raise InputError(f"{name} is not finished: run it, or choose {', '.join(files)}")
+        local = self.runs / files[name].parent.name
+        if not (local / "results.json").is_file():
+            Mirror(local, files[name].parent).restore(name.partition(" ")[0])
+        return local
 
     def tables(self, *numbers: str) -> Markdown:
         """Tables of the thesis ("7.1", ...; all by default) with the scores measured here."""

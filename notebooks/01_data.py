@@ -24,8 +24,9 @@ DRIVE = False  # @param {type: "boolean"}
 # | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, some ten minutes of a T4 for a frozen model. `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
 # | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: drawn road scenes, no download. Or a folder of your own in the same layout, or a zip or tar file of one. |
 # | `DRIVE` | Mounts Google Drive (Colab only; elsewhere write a folder instead) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
-# | `RESUME` | In the notebooks that train. On: a run that was interrupted is resumed, a finished one is read. Off: each run starts over and the earlier one is deleted, also on Drive; turn it on again before you leave. |
-# | `SETTINGS` | In the notebooks that train. Replaces settings of what is trained, as in `epochs=60, batch_size=4`. |
+# | `RUNS` | In the notebooks that train: which experiments. A run that was interrupted is resumed, a finished one is read. |
+# | `FRESH` | In the notebooks that train: runs to start over, as in `frozen-names`. What they left is deleted, also on Drive; empty the field before you leave. |
+# | `SETTINGS` | In the notebooks that train. Replaces settings of what is trained, as in `epochs=60, batch_size=4`. Such runs are kept in folders of their own. |
 
 # %%
 from camvid_lang.notebook import start

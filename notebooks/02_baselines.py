@@ -18,7 +18,8 @@
 PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
-RESUME = True  # @param {type: "boolean"}
+RUNS = "bilinear-names, bilinear-descriptions, adapter-names, adapter-descriptions"  # @param {type: "string"}
+FRESH = ""  # @param {type: "string"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
@@ -27,7 +28,7 @@ SETTINGS = ""  # @param {type: "string"}
 # %%
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
+session = start(PROFILE, DATA, DRIVE, RUNS, FRESH, SETTINGS)
 
 # %% [markdown]
 # ## From one vector per image to one per position
@@ -53,7 +54,7 @@ architecture("bilinear")
 # ## Without training: names, then descriptions
 
 # %%
-for name in ("bilinear-names", "bilinear-descriptions"):
+for name in [name for name in session.names if name.startswith("bilinear")]:
     result = session.run(name)
     print(f"{name}: mIoU {result['miou']:.2f} %")
 
@@ -95,7 +96,7 @@ architecture("adapter")
 # restart of the kernel, or tomorrow, *Run all* does the same.
 
 # %%
-for name in ("adapter-names", "adapter-descriptions"):
+for name in [name for name in session.names if name.startswith("adapter")]:
     result = session.run(name)
     print(f"{name}: mIoU {result['miou']:.2f} %")
 
@@ -111,7 +112,7 @@ session.tables("7.2")
 from camvid_lang.report.figures import predictions
 from camvid_lang.results import read_figures
 
-shown = read_figures(session.folder("adapter-names") / "figures.npz")
+shown = read_figures(session.folder(session.names[-1]) / "figures.npz")
 predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.names[:2])
 
 # %% [markdown]
@@ -119,8 +120,8 @@ predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.nam
 #
 # 1. Which classes does CLIP find without any training, and which does it miss completely? Look at
 #    `session.finished()["bilinear-names"]["iou"]`.
-# 2. Set `SETTINGS` to `epochs=1` (with `RESUME` off): how many epochs does the adapter need?
-# 3. Replace `adapter-names` by `bilinear-names` in the cell above, and compare the outlines.
+# 2. Set `SETTINGS` to `epochs=1` : how many epochs does the adapter need?
+# 3. Replace `session.names[-1]` by `"bilinear-names"` in the cell above, and compare the outlines.
 #
 # Large regions are roughly right; outlines and small objects are not. What is missing is resolution,
 # and this is what the upsampler of [3. Training with a frozen CLIP](03_frozen_training.ipynb) adds.

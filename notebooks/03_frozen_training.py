@@ -20,7 +20,8 @@
 PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
-RESUME = True  # @param {type: "boolean"}
+RUNS = "frozen-names, frozen-descriptions"  # @param {type: "string"}
+FRESH = ""  # @param {type: "string"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
@@ -30,7 +31,7 @@ SETTINGS = ""  # @param {type: "string"}
 # %%
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
+session = start(PROFILE, DATA, DRIVE, RUNS, FRESH, SETTINGS)
 
 # %% [markdown]
 # ## The model (figure 5.1)
@@ -110,12 +111,9 @@ print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 # weights as one that was not. With `DRIVE` on, checkpoints are copied to Drive in the background.
 
 # %%
-result = session.run("frozen-names")
-print(f"frozen-names: mIoU {result['miou']:.2f} %")
-
-# %%
-result = session.run("frozen-descriptions")
-print(f"frozen-descriptions: mIoU {result['miou']:.2f} %")
+for name in session.names:
+    result = session.run(name)
+    print(f"{name}: mIoU {result['miou']:.2f} %")
 
 # %% [markdown]
 # ## Results
@@ -126,21 +124,19 @@ session.tables("7.3")
 # %%
 from camvid_lang.report.figures import curves
 
-names = ("frozen-names", "frozen-descriptions")
-curves({name: session.finished()[name]["history"] for name in names})
+curves({name: session.finished()[name]["history"] for name in session.names})
 
 # %%
 from camvid_lang.report.figures import predictions
 from camvid_lang.results import read_figures
 
-shown = read_figures(session.folder("frozen-names") / "figures.npz")
+shown = read_figures(session.folder(session.names[0]) / "figures.npz")
 predictions(shown.images, shown.labels, shown.predictions, shown.names)
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set `SETTINGS` to `temperature=0.1`, then to `temperature=1` (with `RESUME` off). What happens to
-#    the loss, and to the mIoU? Why can the loss not become small when the temperature is 1?
+# 1. Set `SETTINGS` to `temperature=0.1`, then to `temperature=1`. What happens to the loss, and to the mIoU? Why can the loss not become small when the temperature is 1?
 # 2. Stop the training in the middle (the stop button) and run the cell again. Which epoch comes next,
 #    and is the curve the one that you would have got without the stop?
 # 3. Set `SETTINGS` to `width=128`. How much mIoU do the thesis's 640 channels gain, at what time?

@@ -18,7 +18,8 @@
 PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
-RESUME = True  # @param {type: "boolean"}
+RUNS = "full-descriptions, full-narrow-descriptions, swiftnet"  # @param {type: "string"}
+FRESH = ""  # @param {type: "string"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
@@ -27,7 +28,7 @@ SETTINGS = ""  # @param {type: "string"}
 # %%
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
+session = start(PROFILE, DATA, DRIVE, RUNS, FRESH, SETTINGS)
 
 # %% [markdown]
 # ## Why not always train everything?
@@ -42,12 +43,9 @@ session = start(PROFILE, DATA, DRIVE, RESUME, SETTINGS)
 # (*narrow*), which gives 15,254,272 or 13,038,592 parameters in the upsampler.
 
 # %%
-result = session.run("full-descriptions")
-print(f"full-descriptions: mIoU {result['miou']:.2f} %")
-
-# %%
-result = session.run("full-narrow-descriptions")
-print(f"full-narrow-descriptions: mIoU {result['miou']:.2f} %")
+for name in [name for name in session.names if name.startswith("full")]:
+    result = session.run(name)
+    print(f"{name}: mIoU {result['miou']:.2f} %")
 
 # %%
 session.tables("7.5")
@@ -67,8 +65,9 @@ from camvid_lang.report.figures import architecture
 architecture("swiftnet")
 
 # %%
-result = session.run("swiftnet")
-print(f"swiftnet: mIoU {result['miou']:.2f} %")
+for name in [name for name in session.names if name.startswith("swiftnet")]:
+    result = session.run(name)
+    print(f"{name}: mIoU {result['miou']:.2f} %")
 
 # %%
 session.tables("7.6")
@@ -76,11 +75,10 @@ session.tables("7.6")
 # %%
 from camvid_lang.report.figures import curves
 
-names = ("full-descriptions", "full-narrow-descriptions", "swiftnet")
-curves({name: session.finished()[name]["history"] for name in names})
+curves({name: session.finished()[name]["history"] for name in session.names})
 
 # %% [markdown]
-# ## The same frame under the three models
+# ## The same frame under the models
 #
 # Orange is wrong, black is void.
 
@@ -88,14 +86,14 @@ curves({name: session.finished()[name]["history"] for name in names})
 from camvid_lang.report.figures import comparison
 from camvid_lang.results import read_figures
 
-kept = {name: read_figures(session.folder(name) / "figures.npz") for name in names}
-first, guesses = kept["swiftnet"], {name: data.predictions[0] for name, data in kept.items()}
+kept = {name: read_figures(session.folder(name) / "figures.npz") for name in session.names}
+first, guesses = kept[session.names[-1]], {name: data.predictions[0] for name, data in kept.items()}
 comparison(first.images[0], first.labels[0], guesses, first.names[0])
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set `SETTINGS` to `seed=1` and run again (in an empty folder, or with `RESUME` off). By how much
+# 1. Set `SETTINGS` to `seed=1` and run again. By how much
 #    does the mIoU change? Are the differences between the models larger than that?
 # 2. Set `SETTINGS` to `encoder_lr=0`. How much is gained by training the encoder at all?
 # 3. In the comparison above, which classes does the encoder's training improve? Look at thin objects.

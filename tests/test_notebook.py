@@ -110,6 +110,13 @@ def test_start_uses_the_current_folder_or_the_parent_of_notebooks(tmp_path, monk
     experiment = session.configure("frozen-names")
     assert (experiment.epochs, experiment.lr) == (3, 1e-3)
     assert session.configure("bilinear-names").epochs == 0  # settings are for what is trained
+    for folder in ("frozen-names", "frozen-names epochs=3 lr=1e-3", "bilinear-names"):
+        finish(session.runs, folder, 30.0)
+    names = {"bilinear-names", "frozen-names (no SETTINGS)", "frozen-names"}
+    assert set(session.finished()) == names
+    assert session.folder("frozen-names").name == "frozen-names epochs=3 lr=1e-3"
+    names = {"bilinear-names", "frozen-names epochs=3 lr=1e-3", "frozen-names"}
+    assert set(start("smoke", "scenes").finished()) == names
     monkeypatch.chdir(tmp_path / "notebooks")
     assert start("smoke", "scenes").runs == session.runs
 
@@ -120,6 +127,8 @@ def test_start_uses_the_current_folder_or_the_parent_of_notebooks(tmp_path, monk
         ({"profile": "fast"}, "unknown profile 'fast'"),
         ({"data": "nowhere/at/all"}, "DATA 'nowhere/at/all' is not a folder"),
         ({"settings": "epochs"}, "epochs"),
+        ({"fresh": "frozen-nmes"}, "'frozen-names'"),
+        ({"runs": "swiftnet,frozen-nmes"}, "'frozen-names'"),
         ({"settings": "epoch=2"}, "'epochs'"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_notebook_is_ready_for_colab(name, generator):
 
 # Executed with the profile smoke on drawn scenes
 
-CHOICES = {"PROFILE": "smoke", "DATA": "scenes", "DRIVE": False, "RESUME": True, "SETTINGS": ""}
+CHOICES = {"PROFILE": "smoke", "DATA": "scenes", "DRIVE": False, "FRESH": "", "SETTINGS": ""}
 CHOICES["RUN"] = "frozen-names"
 
 
@@ -72,7 +72,8 @@ def execute(name, folder, before="", environment=(), **choices):
     """Run a notebook in `folder` with these choices in its form; returns all that it printed."""
     notebook = read(name)
     form = next(cell for cell in notebook.cells if cell.source.startswith("# @title Choices"))
-    form.source = "\n".join(f"{key} = {value!r}" for key, value in (CHOICES | choices).items())
+    for key, value in (CHOICES | choices).items():
+        form.source = re.sub(rf"(?m)^{key} = .*$", lambda _: f"{key} = {value!r}", form.source)  # noqa: B023
     form.source += before
     setup = next(cell for cell in notebook.cells if cell.source.startswith("# @title Setup"))
     origin = f'REPOSITORY = "{(folder.parent / "origin").as_uri()}"'
@@ -108,7 +109,7 @@ def test_all_six_run_in_order(name, work):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_03_it_is_resumed(tmp_path):
-    run = tmp_path / "runs" / "scenes-smoke" / "frozen-names"
+    run = tmp_path / "runs" / "scenes-smoke" / "frozen-names epochs=20"
     saved = []
 
     def kill():
