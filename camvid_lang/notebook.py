@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,13 +41,20 @@ from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
-from camvid_lang.segmenter import Segmenter, class_colours, one_class_note, read_rgb
+from camvid_lang.segmenter import (
+    Classes,
+    Segmentation,
+    Segmenter,
+    class_colours,
+    one_class_note,
+    read_rgb,
+)
 from camvid_lang.training.mirror import Mirror
 
 __all__ = ["Session", "ask", "panel", "similar", "start"]
 
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
-MAX_SIDE = 512  # pixels of the panel's images: a second or two on two cores
+MAX_SIDE = 512  # pixels of the heat maps
 # The notebook that runs an experiment, by the beginning of the experiment's name.
 NOTEBOOKS = {"bilinear": "02", "adapter": "02", "frozen": "03", "full": "04", "swiftnet": "04"}
 
@@ -346,63 +354,115 @@ def _find_layout(folder: Path) -> Path:
 
 
 def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Figure]:
-    """Segment an image by any classes; prints the names of those that figures can only number.
+    """Segment an image by any classes, as `segment` on the command line does; prints notes.
 
     Args:
-        image: (H, W, 3) uint8; reduced to a longer side of `MAX_SIDE` pixels.
+        image: (H, W, 3) uint8.
         text: the classes, see `models.text.parse_classes` (which raises InputError).
 
     Returns:
         The segmentation with its legend, and a heat map of each class's probability among them.
     """
-    notes, figures = _ask(segmenter, image, text)
-    print("\n".join(notes), end="\n" if notes else "")
-    return figures
-
-
-def _ask(
-    segmenter: Segmenter, image: np.ndarray, text: str
-) -> tuple[list[str], tuple[Figure, Figure]]:
-    """What there is to say about the classes, and the figures of `ask`."""
     classes = parse_classes(text)
+    for note in _notes(segmenter, classes):
+        print(note)
     names = list(classes)
-    notes = [one_class_note(names[0])] if len(names) == 1 else []
-    shown = zip(drawn_names(names), names, strict=True)
-    notes += [f"{drawn}: {name}" for drawn, name in shown if drawn != name]
+    ids = _segment(segmenter, image, classes)
+    return overlay(image, ids, names, class_colours(names)), _maps(segmenter, image, classes)
+
+
+def _segment(segmenter: Segmenter, image: np.ndarray, classes: Classes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one class alone, as `_notes` says it
+        return segmenter.segment(image, classes).ids
+
+
+def _maps(segmenter: Segmenter, image: np.ndarray, classes: Classes) -> Figure:
     small = Image.fromarray(image)
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     pixels = np.array(small)
     cosines = segmenter.cosines(pixels, classes)
-    ids = cosines.argmax(axis=0).astype(np.uint8)
-    segmentation = overlay(pixels, ids, names, class_colours(names))
-    return notes, (segmentation, heat_maps(pixels, cosines, names, segmenter.temperature))
+    return heat_maps(pixels, cosines, list(classes), segmenter.temperature)
+
+
+def _notes(segmenter: Segmenter, classes: Classes) -> list[str]:
+    """What there is to say about the classes: one alone, names without letters, foreign words."""
+    names = list(classes)
+    notes = [one_class_note(names[0])] if len(names) == 1 else []
+    shown = zip(drawn_names(names), names, strict=True)
+    notes += [f"{drawn}: {name}" for drawn, name in shown if drawn != name]
+    own = segmenter.similarity(segmenter.classes)
+    usual = own[~np.eye(len(own), dtype=bool)].mean()
+    nearest = {name: segmenter.similarity(prompts).max() for name, prompts in classes.items()}
+    return notes + [
+        f"{name}: not similar to any class that the run was trained on (cosine {cosine:.2f}; these "
+        f"have {usual:.2f} among each other): do not expect much"
+        for name, cosine in nearest.items()
+        if cosine < usual
+    ]
 
 
 def panel(
-    segmenter: Segmenter,
+    segmenters: Segmenter | Mapping[str, Segmenter],
     images: Mapping[str, np.ndarray],
     text: str = "road, vehicle, tree, building, sky, person",
 ) -> ipywidgets.VBox:
-    """A widget to choose one of `images`, or upload one, and to segment it by any classes."""
+    """A widget to segment one of `images`, or an uploaded one, by any classes.
+
+    Several `segmenters`, by name, are shown below each other. The button `save` writes the ids and
+    the blended image to the folder `segmented`.
+    """
+    several = isinstance(segmenters, Mapping)
+    models = dict(segmenters) if several else {"segmentation": segmenters}
     choice = ipywidgets.Dropdown(options=list(images), description="image")
     upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="or upload")
-    classes = ipywidgets.Textarea(value=text, description="classes", layout={"width": "640px"})
+    words = ipywidgets.Textarea(value=text, description="classes", layout={"width": "95%"})
+    opacity = ipywidgets.FloatSlider(value=0.55, max=1, step=0.05, description="opacity")
     button = ipywidgets.Button(description="segment", button_style="primary")
+    save = ipywidgets.Button(description="save")
     message = ipywidgets.HTML()
-    outputs = [ipywidgets.Image(format="png", layout={"max_width": "960px"}) for _ in range(2)]
+    layout = {"max_width": "100%", "width": "960px"}
+    outputs = [ipywidgets.Image(format="png", layout=layout) for _ in range(2 * len(models))]
     latest = choice  # or upload: the one that was used last
+    shown: tuple[str, np.ndarray, list[str], dict[str, np.ndarray]] | None = None
 
-    def segment() -> None:
+    def draw(_change: Bunch | None = None) -> None:
+        if shown:
+            _, image, names, found = shown
+            for output, (model, ids) in zip(outputs[::2], found.items(), strict=True):
+                colours = class_colours(names)
+                output.value = to_png(overlay(image, ids, names, colours, opacity.value, model))
+
+    def segment(_button: ipywidgets.Button | None = None) -> None:
+        nonlocal shown
         message.value = "…"
         try:
-            image = images[choice.value] if latest is choice else _read_upload(upload.value)
-            notes, figures = _ask(segmenter, image, classes.value)
+            name, image = choice.value, images[choice.value]
+            if latest is upload:
+                name, image = _read_upload(upload.value)
+            classes = parse_classes(words.value)
+            found = {key: _segment(model, image, classes) for key, model in models.items()}
+            for output, model in zip(outputs[1::2], models.values(), strict=True):
+                output.value = to_png(_maps(model, image, classes))
+            notes = [note for model in models.values() for note in _notes(model, classes)]
         except InputError as error:
             message.value = f"<b>{html.escape(str(error))}</b>"
             return
-        for output, figure in zip(outputs, figures, strict=True):
-            output.value = to_png(figure)
-        message.value = "<br>".join(map(html.escape, notes))
+        shown = Path(name).stem, image, list(classes), found
+        draw()
+        message.value = "<br>".join(map(html.escape, dict.fromkeys(notes)))
+
+    def write(_button: ipywidgets.Button) -> None:
+        if shown:
+            name, image, names, found = shown
+            folder = Path("segmented")
+            folder.mkdir(exist_ok=True)
+            for model, ids in found.items():
+                stem = folder / (f"{name}_{model}" if several else name)
+                Image.fromarray(ids).save(f"{stem}.png")
+                blended = Segmentation(image, ids, names).overlay(opacity.value)
+                blended.save(f"{stem}_overlay.png")
+            message.value = f"saved in {html.escape(str(folder.resolve()))}"
 
     def use(change: Bunch) -> None:
         nonlocal latest
@@ -410,15 +470,18 @@ def panel(
             latest = change.owner
             segment()
 
-    button.on_click(lambda _button: segment())
+    button.on_click(segment)
+    save.on_click(write)
+    opacity.observe(draw, names="value")
     choice.observe(use, names="value")
     upload.observe(use, names="value")
     segment()
-    return ipywidgets.VBox([ipywidgets.HBox([choice, upload]), classes, button, message, *outputs])
+    rows = [[choice, upload], [words], [button, save, opacity]]
+    return ipywidgets.VBox([*map(ipywidgets.HBox, rows), message, *outputs])
 
 
-def _read_upload(value: Mapping | Sequence) -> np.ndarray:
-    """The newest image (H, W, 3) uint8 of a FileUpload's value."""
+def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:
+    """Name and pixels (H, W, 3) uint8 of the newest image of a FileUpload's value."""
     if isinstance(value, Mapping):  # ipywidgets 7: {name: {"content": bytes, ...}}
         name, entry = list(value.items())[-1]
     else:  # ipywidgets 8: ({"name": ..., "content": memoryview, ...}, ...)
@@ -426,7 +489,7 @@ def _read_upload(value: Mapping | Sequence) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(name).name
         path.write_bytes(entry["content"])
-        return read_rgb(path)
+        return path.name, read_rgb(path)
 
 
 def similar(segmenter: Segmenter, prompts: Sequence[str]) -> Markdown:

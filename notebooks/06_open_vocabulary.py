@@ -71,12 +71,18 @@ for figure in ask(segmenter, images[test.names[0]], "road, vehicle, tree, house,
 # ## Your turn
 #
 # Choose a frame or upload an image, write the classes separated by commas, and press *segment*.
-# `car | lorry` is one class with two prompts, whose embeddings are averaged.
+# `car | lorry` is one class with two prompts, whose embeddings are averaged. The slider blends the
+# image and the colours of the classes; *save* writes both to the folder `segmented`. A word that is
+# not similar to any class of the run is reported: the model gives it pixels all the same.
 
 # %%
 from camvid_lang.notebook import panel
 
 panel(segmenter, images)
+
+# %% [markdown]
+# To compare two runs, give both:
+# `panel({"frozen": segmenter, "full": cl.load(session.folder("full-names"))}, images)`.
 
 # %% [markdown]
 # ## Exercises

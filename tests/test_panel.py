@@ -11,7 +11,7 @@ from PIL import Image
 
 from camvid_lang.errors import InputError
 from camvid_lang.notebook import MAX_SIDE, ask, panel, similar
-from camvid_lang.segmenter import class_colours
+from camvid_lang.segmenter import Segmentation, class_colours
 
 RANDOM = np.random.default_rng(0)
 IMAGES = {
@@ -35,8 +35,12 @@ class Stub:
         strips = np.arange(width) * len(classes) // width == np.arange(len(classes))[:, None]
         return np.tile(strips[:, None].astype(np.float32), (1, height, 1))
 
+    def segment(self, image, classes):
+        return Segmentation(image, self.cosines(image, classes).argmax(0).astype(np.uint8), [])
+
     def similarity(self, prompts):
-        return np.tile(np.array([0.9, 0.1, -0.2]), (len(prompts), 1))
+        far = np.array(["xylophone" in prompt for prompt in prompts])
+        return np.array([0.9, 0.1, -0.2]) - far[:, None] * 2
 
 
 def test_ask_gives_a_segmentation_and_one_heat_map_per_class():
@@ -51,7 +55,8 @@ def test_ask_gives_a_segmentation_and_one_heat_map_per_class():
     for column, colour in zip((0, 32, 63), class_colours(titles), strict=True):
         np.testing.assert_allclose(colours[:, column], np.tile(colour, (48, 1)), atol=1)
     ask(stub, np.zeros((2000, 3000, 3), np.uint8), "road, car")
-    assert max(stub.calls[-1][0].shape) == MAX_SIDE
+    assert max(stub.calls[-1][0].shape) == MAX_SIDE  # of the maps
+    assert stub.calls[-2][0].shape == (2000, 3000, 3)
 
 
 def test_words_that_the_font_lacks_are_numbered_with_a_list(capsys):
@@ -75,7 +80,8 @@ def test_similar_lists_the_most_similar_classes_first():
 def parts(panel):
     """The panel's widgets by their kind."""
     found = {}
-    for widget in (*panel.children, *panel.children[0].children):
+    rows = [row.children for row in panel.children[:3]]
+    for widget in (*panel.children, *(widget for row in rows for widget in row)):
         found.setdefault(type(widget).__name__, []).append(widget)
     return found
 
@@ -96,6 +102,28 @@ def test_the_panel_shows_a_result_at_once_and_on_a_click():
     assert stub.calls[-1][1] == ["vehicle", "lorry", "shop window"]
     assert bytes(found["Image"][0].value) != before[0]
     assert found["HTML"][0].value == ""
+
+
+def test_the_panel_blends_saves_and_compares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stub = Stub()
+    found = parts(panel({"one": stub, "two": Stub()}, IMAGES, "road, xylophone"))
+    assert found["HTML"][0].value.startswith("xylophone: not similar to any class")
+    assert len(found["Image"]) == 4
+    before, asked = [bytes(output.value) for output in found["Image"]], len(stub.calls)
+    found["FloatSlider"][0].value = 0.2
+    changed = [
+        bytes(output.value) != old for output, old in zip(found["Image"], before, strict=True)
+    ]
+    assert changed == [True, False, True, False]
+    assert len(stub.calls) == asked  # nothing is computed again
+    found["Button"][1].click()
+    assert "segmented" in found["HTML"][0].value
+    assert {path.name for path in (tmp_path / "segmented").iterdir()} == {
+        f"one_{run}{end}.png" for run in ("one", "two") for end in ("", "_overlay")
+    }
+    ids = np.asarray(Image.open(tmp_path / "segmented" / "one_one.png"))
+    np.testing.assert_array_equal(ids, stub.segment(IMAGES["one.png"], ["a", "b"]).ids)
 
 
 def seven(name, content):
@@ -133,9 +161,9 @@ def test_the_image_that_was_chosen_or_uploaded_last_is_segmented(kind, value, mo
     Image.fromarray(own).save(content, "PNG")
     upload.value = value("own.png", content.getvalue())
     found["Button"][0].click()
-    assert len(stub.calls) == 3
-    np.testing.assert_array_equal(stub.calls[1][0], own)
-    np.testing.assert_array_equal(stub.calls[2][0], own)
+    assert len(stub.calls) == 6  # ids and maps each
+    for image, _ in stub.calls[2:]:
+        np.testing.assert_array_equal(image, own)
     upload.value = value("notes.png", b"not an image")
     assert "notes.png" in found["HTML"][0].value
     found["Dropdown"][0].value = "two.png"

@@ -269,27 +269,32 @@ def comparison(
 
 @_styled
 def overlay(
-    image: ArrayLike, ids: ArrayLike, names: Sequence[str], colours: Sequence[Colour]
+    image: ArrayLike,
+    ids: ArrayLike,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    opacity: float = 0.55,
+    title: str = "segmentation",
 ) -> Figure:
     """An image (H, W, 3) next to itself tinted by the classes `ids` (H, W), with a legend.
 
-    Names that cannot be drawn are numbered, see `drawn_names`, here and in `heat_maps`.
+    `opacity` in 0..1 is the share of the colours. Names that cannot be drawn are numbered, see
+    `drawn_names`, here and in `heat_maps`.
     """
     # More pixels than the figure has would only take memory.
     step = max(1, max(np.shape(ids)) // 1200)
     image, ids = np.asarray(image)[::step, ::step], np.asarray(ids)[::step, ::step]
-    tinted = (0.45 * image + 0.55 * colour_labels(ids, colours)).round().astype(np.uint8)
-    row = [("image", image), ("segmentation", tinted)]
-    return _gallery(
-        "Segmentation by words", [row], [*zip(drawn_names(names), colours, strict=True)]
-    )
+    tinted = (1 - opacity) * image + opacity * colour_labels(ids, colours)
+    row = [("image", image), (title, tinted.round().astype(np.uint8))]
+    legend = [*zip(drawn_names(names), colours, strict=True)]
+    return _gallery("Segmentation by words", [row], legend)
 
 
 @_styled
 def heat_maps(
     image: ArrayLike, cosines: ArrayLike, names: Sequence[str], temperature: float | None = None
 ) -> Figure:
-    """One map per class on one scale: how well its prompts fit each pixel of `image` (H, W, 3).
+    """One map per class over `image` (H, W, 3), on one scale: how well its prompts fit a pixel.
 
     `cosines` is (K, h, w) in [-1, 1]. With a temperature and more than one class, probabilities are
     shown: the softmax of cosines / temperature over the classes.
@@ -301,12 +306,13 @@ def heat_maps(
     low, high = limits or (maps.min(), maps.max())
     rows = math.ceil(len(maps) / 3)
     tall = rows * (8.6 / 3 * _aspect(image) + 0.25) + 0.5
-    figure = Canvas("Where each class fits", 9.6, tall)
+    figure, extent = Canvas("Where each class fits", 9.6, tall), (0, *np.shape(image)[1::-1], 0)
     grid = figure.subplots(rows, 3, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, values, name in zip(grid.flat, maps, drawn_names(names), strict=False):
-        drawn = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
+        axes.imshow(np.asarray(image).mean(axis=2), cmap="gray", vmin=0, vmax=255, extent=extent)
+        drawn = axes.imshow(values, cmap="viridis", vmin=low, vmax=high, extent=extent, alpha=0.7)
         axes.set_title(_line(name, 34), loc="left")
     figure.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01).set_label(label)
     return figure
