@@ -1,6 +1,18 @@
-"""The whole thesis on drawn scenes: nine experiments, one page. No download, no accelerator."""
+"""The whole thesis on drawn scenes: nine experiments, one page. No download, no accelerator.
 
+The package carries runs of it, so that notebooks show something on a machine where none was run:
+
+    python -m camvid_lang.demo RUN ...    # copy runs to camvid_lang/assets/demo, reduced
+
+A run's weights are copied where it is named `*full-narrow*`; of the others only the results.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from camvid_lang.data.camvid import load_camvid
 from camvid_lang.device import pick_device
@@ -9,12 +21,14 @@ from camvid_lang.experiments import configure
 from camvid_lang.report.html import report_runs
 from camvid_lang.report.tables import CHANCE
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import versions, write_results
+from camvid_lang.results import read_figures, read_results, versions, write_figures, write_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
+from camvid_lang.training.checkpoint import Checkpoints
 
-__all__ = ["demo_settings", "run_demo"]
+__all__ = ["CARRIED", "carry", "demo_settings", "run_demo"]
 
+CARRIED = Path(__file__).parent / "assets" / "demo"  # run folders
 NONE = dict.fromkeys(("name", "weights", "text"), "none")
 COMMAND = "python -m camvid_lang demo"
 # On top of the `cpu` profile: small crops for small scenes, and a higher rate for few steps.
@@ -68,3 +82,28 @@ def run_demo(
         print(f"{name:28}{results[name]['miou']:>13.1f} %")
     print(f"open {page}")
     return results
+
+
+def carry(runs: Sequence[str | Path], target: Path = CARRIED) -> None:
+    """Copy runs to `target`, small: one frame each, and weights in float16 of `full-narrow-*`."""
+    for run_folder in map(Path, runs):
+        results = read_results(run_folder / "results.json")
+        folder = target / results["experiment"]
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_results(folder / "results.json", {**results, "command": COMMAND})
+        figures = read_figures(run_folder / "figures.npz")
+        one = {
+            key: getattr(figures, key)[:1] for key in ("images", "labels", "predictions", "names")
+        }
+        write_figures(folder / "figures.npz", replace(figures, **one))
+        if results["experiment"].startswith("full-narrow"):
+            path, state = Checkpoints(run_folder / "checkpoints").newest()
+            weights = {
+                k: v.half() if v.is_floating_point() else v for k, v in state["model"].items()
+            }
+            state |= {"model": weights, "optimizer": {}, "scaler": {}, "random": {}}
+            torch.save(state, folder / "checkpoints" / path.name)
+
+
+if __name__ == "__main__":
+    carry(sys.argv[1:])

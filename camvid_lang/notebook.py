@@ -23,8 +23,8 @@ from traitlets import Bunch
 
 from camvid_lang.data.camvid import Frames, load_camvid
 from camvid_lang.data.download import download_camvid, unpack
-from camvid_lang.demo import demo_settings
-from camvid_lang.device import pick_device
+from camvid_lang.demo import CARRIED, demo_settings
+from camvid_lang.device import pick_device, to_device
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models.text import parse_classes
@@ -39,13 +39,14 @@ from camvid_lang.report.tables import (
 )
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
-from camvid_lang.run import run
+from camvid_lang.run import build_model, run
 from camvid_lang.scenes.dataset import write_scenes
 from camvid_lang.segmenter import (
     Classes,
     Segmentation,
     Segmenter,
     class_colours,
+    load,
     one_class_note,
     read_rgb,
 )
@@ -53,6 +54,7 @@ from camvid_lang.training.mirror import Mirror
 
 __all__ = ["Session", "ask", "panel", "similar", "start"]
 
+DATA_SETS = ("camvid", "scenes")
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 MAX_SIDE = 512  # pixels of the heat maps
 # The notebook that runs an experiment, by the beginning of the experiment's name.
@@ -66,6 +68,7 @@ def start(
     runs: str = "",
     fresh: str = "",
     settings: str = "",
+    demo: bool = False,
 ) -> "Session":
     """Prepare the data and the folders of a notebook; the arguments are the fields of its form.
 
@@ -83,6 +86,8 @@ def start(
             others are resumed, or read where they are finished.
         settings: replaces settings of what is trained, as in `"epochs=10, batch_size=4"`. Such
             runs have folders of their own.
+        demo: where no run is finished, read those of `make demo` that the package carries, and
+            draw their scenes.
 
     Raises:
         InputError: an unknown profile, setting or run, or data that cannot be had.
@@ -103,6 +108,13 @@ def start(
     mirror = given or (_mount_drive() if drive else None)
     if mirror and not mirror.is_dir():
         raise InputError(f"DRIVE '{mirror}' is not a folder: create it, or set DRIVE to False")
+    places = [root / f"{data}-{profile}" for root in (work / "runs", mirror) if root]
+    if demo and data in DATA_SETS and not any(any(p.glob("*/results.json")) for p in places):
+        print(
+            f"no run is finished in {places[0]}: shown are runs of `make demo` on drawn scenes, "
+            "with a tiny CLIP, which the package carries; run notebook 3 for real ones"
+        )
+        return Session("cpu", _prepare_data("scenes", "cpu", work), CARRIED)
     folder = _prepare_data(data, profile, work)
     label = f"{folder.name.removesuffix('-smoke')}-{profile}"
     device = torch.cuda.get_device_name() if cuda else "CPU"
@@ -217,6 +229,23 @@ class Session:
         if not (local / "results.json").is_file():
             Mirror(local, files[name].parent).restore(name.partition(" ")[0])
         return local
+
+    def segmenter(self, name: str = "") -> Segmenter:
+        """The model of a finished run, by default the best with language.
+
+        Where no run was finished (see `start`, `demo`), on a GPU it is the thesis's CLIP, untrained
+        (experiment bilinear-names), if it can be downloaded.
+        """
+        device = pick_device()
+        if not name and self.runs == CARRIED and device.type == "cuda":
+            experiment = configure("bilinear-names")
+            try:
+                model, text_encoder = build_model(experiment)
+            except InputError as error:
+                print(f"note: {error}")
+            else:
+                return Segmenter(to_device(model.eval(), device), experiment, text_encoder)
+        return load(self.folder(name or self.best()))
 
     def tables(self, *numbers: str) -> Markdown:
         """Tables of the thesis ("7.1", ...; all by default) with the scores measured here."""

@@ -6,8 +6,9 @@
 # This notebook reads the finished runs of notebooks 2 to 4, on this machine or on Drive, and trains
 # nothing. You will see which model is best and what the numbers say in sentences, the tables of the
 # thesis next to your scores, where a model with language and SwiftNet differ, the same frame under
-# all models, and whether the classes that are confused are those with similar texts. It needs at
-# least one finished run and takes a minute or two (an estimate, not yet timed).
+# all models, and whether the classes that are confused are those with similar texts. It takes a
+# minute or two (an estimate, not yet timed). Where no run is finished yet, it shows those of the demo
+# on drawn scenes, which the package carries.
 
 # %%
 # {{setup}}
@@ -25,7 +26,7 @@ DRIVE = False  # @param {type: "boolean"}
 # %%
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE)
+session = start(PROFILE, DATA, DRIVE, demo=True)
 results = session.finished()
 print("finished:", ", ".join(results))
 print("missing:", session.missing() or "none")

@@ -5,10 +5,11 @@
 #
 # A network with fixed outputs cannot do this: query a finished run for "vehicle", "lorry" or "shop
 # window", words it was not trained on. You will see which classes new words are similar to, the
-# segmentation of an image by such words, and a panel to try your own images and words. It needs one
-# finished run of a language model (notebooks 2 to 4); an image takes a second or two even without a
-# GPU. The thesis gives this as the reason for the whole approach but measures nothing, and neither
-# do we: look and judge.
+# segmentation of an image by such words, and a panel to try your own images and words. It takes a
+# minute, and an image a second or two even without a GPU. Where no run is finished yet (notebooks 2 to
+# 4), a small model trained on drawn scenes answers, which the package carries, or on a GPU the
+# thesis's CLIP, untrained. The thesis gives open vocabulary as the reason for the whole approach but
+# does not measure it: look and judge.
 
 # %%
 # {{setup}}
@@ -18,20 +19,19 @@
 PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
-RUN = "frozen-names"  # @param ["frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names", "adapter-descriptions", "bilinear-names"] {allow-input: true}
+RUN = ""  # @param ["", "frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names", "adapter-descriptions", "bilinear-names"] {allow-input: true}
 
 # %% [markdown]
-# `RUN` is the finished run to query. The CLIP of a `frozen-*` run has kept all that it knew; that of a
+# `RUN` is the finished run to query, by default the best. The CLIP of a `frozen-*` run has kept all that it knew; that of a
 # `full-*` run was trained on CamVid and may have forgotten other things. Compare them.
 # [Notebook 1](01_data.ipynb) explains the other choices.
 
 # %%
-import camvid_lang as cl
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE)
-segmenter = cl.load(session.folder(RUN))
-print(f"{RUN}, trained on: {', '.join(segmenter.classes)}")
+session = start(PROFILE, DATA, DRIVE, demo=True)
+segmenter = session.segmenter(RUN)
+print(f"{segmenter.experiment.name}, trained on: {', '.join(segmenter.classes)}")
 
 # %% [markdown]
 # ## Why new words can work
@@ -82,7 +82,7 @@ panel(segmenter, images)
 
 # %% [markdown]
 # To compare two runs, give both:
-# `panel({"frozen": segmenter, "full": cl.load(session.folder("full-names"))}, images)`.
+# `panel({"frozen": segmenter, "full": session.segmenter("full-names")}, images)`.
 
 # %% [markdown]
 # ## Exercises

@@ -65,7 +65,7 @@ def test_the_notebook_is_ready_for_colab(name, generator):
 # Executed with the profile smoke on drawn scenes
 
 CHOICES = {"PROFILE": "smoke", "DATA": "scenes", "DRIVE": False, "FRESH": "", "SETTINGS": ""}
-CHOICES["RUN"] = "frozen-names"
+CHOICES["RUN"] = ""
 
 
 def execute(name, folder, before="", environment=(), **choices):
