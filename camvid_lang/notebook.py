@@ -3,6 +3,7 @@
 import hashlib
 import html
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import ipywidgets
@@ -27,6 +29,7 @@ from camvid_lang.demo import CARRIED, demo_settings
 from camvid_lang.device import pick_device, to_device
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
+from camvid_lang.models import RESNET18, TINY
 from camvid_lang.models.text import parse_classes
 from camvid_lang.report.figures import curves, drawn_names, heat_maps, overlay, to_png
 from camvid_lang.report.tables import (
@@ -40,6 +43,7 @@ from camvid_lang.report.tables import (
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import build_model, run
+from camvid_lang.scenes.captions import SENTENCES, SHORT
 from camvid_lang.scenes.dataset import write_scenes
 from camvid_lang.segmenter import (
     Classes,
@@ -415,20 +419,32 @@ def _maps(segmenter: Segmenter, image: np.ndarray, classes: Classes) -> Figure:
 
 
 def _notes(segmenter: Segmenter, classes: Classes) -> list[str]:
-    """What there is to say about the classes: one alone, names without letters, foreign words."""
+    """What to say: one class alone, names that cannot be drawn, words far from the run's."""
     names = list(classes)
     notes = [one_class_note(names[0])] if len(names) == 1 else []
     shown = zip(drawn_names(names), names, strict=True)
     notes += [f"{drawn}: {name}" for drawn, name in shown if drawn != name]
+    # A word should be as similar to some class as most classes are to their nearest neighbour.
     own = segmenter.similarity(segmenter.classes)
-    usual = own[~np.eye(len(own), dtype=bool)].mean()
-    nearest = {name: segmenter.similarity(prompts).max() for name, prompts in classes.items()}
-    return notes + [
-        f"{name}: not similar to any class that the run was trained on (cosine {cosine:.2f}; these "
-        f"have {usual:.2f} among each other): do not expect much"
-        for name, cosine in nearest.items()
-        if cosine < usual
-    ]
+    np.fill_diagonal(own, -1)
+    usual = np.quantile(own.max(axis=1), 0.25)
+    for name, prompts in classes.items():
+        nearest = segmenter.similarity(prompts).max()
+        if nearest < usual:
+            notes.append(f"{name}: not similar to any class of the run (cosine {nearest:.2f})")
+        elif new := [word for word in prompts if not _is_known(segmenter, word)]:
+            notes.append(f"{name}: the tiny CLIP was not trained on {', '.join(new)}")
+    return notes
+
+
+def _is_known(segmenter: Segmenter, prompt: str) -> bool:
+    """False for a prompt with a word that occurs nowhere in the captions of a tiny text tower."""
+    experiment = segmenter.experiment
+    if experiment.text_bank or experiment.encoder not in (TINY, RESNET18):
+        return True
+    texts = chain.from_iterable((*SHORT.values(), *SENTENCES.values()))
+    known = set(re.findall(r"\w+", " ".join(texts).lower()))
+    return known.issuperset(re.findall(r"\w+", prompt.lower()))
 
 
 def panel(

@@ -10,8 +10,9 @@ import traitlets
 from PIL import Image
 
 from camvid_lang.errors import InputError
+from camvid_lang.experiments import configure
 from camvid_lang.notebook import MAX_SIDE, ask, panel, similar
-from camvid_lang.segmenter import Segmentation, class_colours
+from camvid_lang.segmenter import Segmentation, class_colours, load
 
 RANDOM = np.random.default_rng(0)
 IMAGES = {
@@ -23,6 +24,7 @@ class Stub:
     """Stands for a Segmenter: the k-th class is best in the k-th strip of columns."""
 
     classes, temperature = ("car", "tree", "road"), 0.01
+    experiment = configure("frozen-names", text_bank="words.npz")
 
     def __init__(self):
         self.calls = []
@@ -40,7 +42,7 @@ class Stub:
 
     def similarity(self, prompts):
         far = np.array(["xylophone" in prompt for prompt in prompts])
-        return np.array([0.9, 0.1, -0.2]) - far[:, None] * 2
+        return np.array([0.9, 0.5, 0.3]) - far[:, None]
 
 
 def test_ask_gives_a_segmentation_and_one_heat_map_per_class():
@@ -72,9 +74,14 @@ def test_words_that_the_font_lacks_are_numbered_with_a_list(capsys):
     assert found["HTML"][0].value.startswith("every pixel is &#x27;road&#x27;: give more")
 
 
+def test_words_that_the_tiny_clip_has_not_seen_are_reported(finished, capsys):
+    ask(load(finished / "frozen-names"), IMAGES["one.png"], "a road in the rain, xylophone, lorry")
+    assert capsys.readouterr().out == "xylophone: the tiny CLIP was not trained on xylophone\n"
+
+
 def test_similar_lists_the_most_similar_classes_first():
     table = similar(Stub(), ["vehicle"]).data.splitlines()
-    assert table[-1] == "| vehicle | car (0.90), tree (0.10), road (-0.20) |"
+    assert table[-1] == "| vehicle | car (0.90), tree (0.50), road (0.30) |"
 
 
 def parts(panel):
@@ -108,7 +115,7 @@ def test_the_panel_blends_saves_and_compares(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stub = Stub()
     found = parts(panel({"one": stub, "two": Stub()}, IMAGES, "road, xylophone"))
-    assert found["HTML"][0].value.startswith("xylophone: not similar to any class")
+    assert found["HTML"][0].value.startswith("xylophone: not similar to any class of")
     assert len(found["Image"]) == 4
     before, asked = [bytes(output.value) for output in found["Image"]], len(stub.calls)
     found["FloatSlider"][0].value = 0.2
