@@ -476,7 +476,8 @@ def panel(
             _, image, names, found = shown
             for output, (model, ids) in zip(outputs[::2], found.items(), strict=True):
                 colours = class_colours(names)
-                output.value = to_png(overlay(image, ids, names, colours, opacity.value, model))
+                figure = overlay(image, ids, names, colours, opacity.value, model)
+                output.value = to_png(figure, dpi=150)
 
     def segment(_button: ipywidgets.Button | None = None) -> None:
         nonlocal shown
