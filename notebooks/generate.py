@@ -17,6 +17,7 @@ import jupytext
 import nbformat
 
 HERE = Path(__file__).parent
+REF = "main"  # the branch or tag that the notebooks clone
 METADATA = {
     "accelerator": "GPU",
     "colab": {"gpuType": "T4", "provenance": [], "toc_visible": True},
@@ -40,12 +41,13 @@ def generate(source: Path) -> str:
     """The text of the .ipynb that belongs to a source."""
     address, dependencies = project()
     colab = address.replace("https://github.com/", "https://colab.research.google.com/github/")
-    target = f"{colab}/blob/main/notebooks/{source.stem}.ipynb"
+    target = f"{colab}/blob/{REF}/notebooks/{source.stem}.ipynb"
     image = "https://colab.research.google.com/assets/colab-badge.svg"
     marks = {
         "# {{setup}}": (HERE / "setup_cell.py").read_text(encoding="utf-8").rstrip(),
         "{{badge}}": f"[![Open in Colab]({image})]({target})",
         "{{repository}}": address,
+        "{{ref}}": REF,
         "{{dependencies}}": '", "'.join(dependencies),
     }
     cells = []

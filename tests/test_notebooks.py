@@ -154,7 +154,7 @@ def test_in_colab_the_package_is_cloned_and_drive_outlives_the_machine(tmp_path)
     origin = tmp_path / "origin"
     shutil.copytree(REPO / "camvid_lang", origin / "camvid_lang")
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(origin)]
-    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "all"]):
         subprocess.run([*git, *arguments], check=True)
     environment = {"PYTHONPATH": str(tmp_path / "site")}
     drive = Path("drive", "MyDrive", "camvid-lang")

@@ -42,7 +42,9 @@ def setup(tmp_path, monkeypatch):
 
 
 def test_a_clone_that_fails_is_one_line_with_the_address(setup):
-    with pytest.raises(SystemExit, match=r"^cannot clone file:///nowhere: check the address"):
+    with pytest.raises(
+        SystemExit, match=r"^cannot clone REPOSITORY file:///nowhere, REF main: check both"
+    ):
         setup("file:///nowhere")
 
 
@@ -67,7 +69,7 @@ def test_it_clones_once_and_prefers_a_copy_that_is_there(setup, tmp_path):
     package.parent.mkdir(parents=True)
     package.touch()
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "all"]):
         subprocess.run([*git, *arguments], check=True, cwd=tmp_path / "origin")
     clone = str(tmp_path / "content" / "camvid-lang")
     assert setup((tmp_path / "origin").as_uri())[0] == clone
