@@ -6,8 +6,14 @@ import pytest
 
 from camvid_lang import demo
 from camvid_lang.cli import main
+from camvid_lang.data.classes import VOID
+from camvid_lang.demo import CARRIED, carry
+from camvid_lang.experiments import configure
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import read_results
+from camvid_lang.results import read_figures, read_results
+from camvid_lang.run import run
+from camvid_lang.scenes.dataset import draw_scene, scene_seed
+from camvid_lang.segmenter import load
 
 
 @pytest.mark.slow
@@ -35,3 +41,25 @@ def test_the_demo_runs_every_row_and_writes_one_page(tmp_path, monkeypatch, caps
     capsys.readouterr()
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("finished before") == 9
+
+
+def test_carried_runs_are_small_and_segment_as_before(finished, tmp_path, monkeypatch):
+    name = "full-narrow-descriptions"
+    run(configure(name, "smoke"), finished / "data", tmp_path / "run", device="cpu")
+    carry([tmp_path / "run", finished / "swiftnet"], tmp_path / "carried")
+    assert not list((tmp_path / "carried" / "swiftnet" / "checkpoints").iterdir())
+    assert len(read_figures(tmp_path / "carried" / "swiftnet" / "figures.npz").images) == 1
+    image = next((finished / "data" / "test").iterdir())
+    first, again = (load(folder) for folder in (tmp_path / "run", tmp_path / "carried" / name))
+    difference = first.cosines(image) - again.cosines(image)
+    assert abs(difference).max() < 0.02  # weights in float16
+
+
+def test_the_package_carries_a_segmenter_and_its_results():
+    files = [path for path in CARRIED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 3 * 2**20
+    scene, label = draw_scene(scene_seed(0, "test", 33))
+    ids = load("demo").segment(scene).ids
+    assert (ids == label)[label != VOID].mean() > 0.85
+    other = load("demo").segment(scene, "sky, house, lamp post, road, sidewalk, bush, lorry").ids
+    assert ((other == 5) & (label == 5)).sum() > 0.6 * (label == 5).sum()
