@@ -251,7 +251,8 @@ def verify(args: argparse.Namespace) -> None:
 
     found = verify_data(args.directory, _label_ids(args))
     print(found.summary())
-    if found.problems or found.differences:
+    claims_camvid = found.name.lower() == "camvid"
+    if found.problems or (found.differences and claims_camvid):
         raise InputError(f"{args.directory}: fix what is listed above, or download CamVid again")
 
 

@@ -137,7 +137,7 @@ def test_failed_downloads_leave_nothing(server, release, root) -> None:
         assert list(root.parent.iterdir()) == []
 
     server.body, server.cut_after = zip_of(release), 1500
-    refused(f"{server.url}: not a zip or tar archive, or cut short; download it again")
+    refused(rf"{server.url}: .*\(not a zip or tar archive, or cut short\); download it again")
     server.body, server.cut_after = b"", None
     refused("not a zip or tar archive")
     server.body, server.redirect = b"\n<!DOCTYPE html><html>quota exceeded</html>", True
@@ -214,15 +214,10 @@ def test_hostile_tars_are_refused(kind, release, root, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-def test_local_tar(mode, release, root, tmp_path, monkeypatch) -> None:
+def test_local_tar(mode, release, root, tmp_path) -> None:
     path = tmp_path / "camvid.any"
     with tarfile.open(path, mode) as archive:
         archive.add(release, "CamVid")
-    monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(InputError, match="update Python"):
-        download_camvid(root, path)
-    monkeypatch.undo()
-    monkeypatch.setattr(camvid, "MANIFEST", tmp_path / "manifest")
     download_camvid(root, path)
     assert_whole(root, release)
     assert path.exists()
