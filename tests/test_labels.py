@@ -161,12 +161,13 @@ def test_palettes_of_other_data_sets_are_refused(path: Path) -> None:
 
 
 def test_an_index_outside_the_palette_is_refused(path: Path) -> None:
-    save_palette(path, [[0, 1], [1, 2]], [0, 0, 0, 3, 3, 3, 8, 8, 8], bits=8)
+    save_palette(path, [[0, 1], [1, 2]], [0, 0, 0, 3, 3, 3, 8, 8, 8])
     content = path.read_bytes()
-    at, rows = content.index(b"IDAT"), zlib.compress(b"\0\0\1\0\1\5")
-    chunk = b"IDAT" + rows + struct.pack(">I", zlib.crc32(b"IDAT" + rows))
-    end = content[content.index(b"IEND") - 4 :]
-    path.write_bytes(content[: at - 4] + struct.pack(">I", len(rows)) + chunk + end)
+    start, end = content.index(b"IDAT"), content.index(b"IEND") - 8
+    chunk = b"IDAT" + zlib.compress(b"\0\x10\0\x70")  # two bits each: 0, 1 and 1, 3
+    size = struct.pack(">I", len(chunk) - 4)
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[: start - 4] + size + chunk + crc + content[end + 4 :])
     refused(path, "not in the palette")
 
 
