@@ -113,6 +113,7 @@ def test_frames_in_other_formats(make_dataset: Callable, suffix: str) -> None:
     for entry in (".DS_Store", "._train_000.png", "train_000.png.part", "Thumbs.db"):
         (root / "train" / entry).write_bytes(b"x")  # is skipped
         (root / "trainannot" / entry).write_bytes(b"x")
+    (root / "__MACOSX" / "train").mkdir(parents=True)
     assert verify(root).problems == ()
     assert len(load_camvid(root, "test")) == 3
 
@@ -195,31 +196,11 @@ def test_one_name_in_two_unicode_forms_is_one_name(tiny_dataset: Path) -> None:
     assert "same name as café.png" in unicodedata.normalize("NFC", problems_of(tiny_dataset))
 
 
-def test_what_systems_put_into_folders_is_skipped(tiny_dataset: Path) -> None:
-    for name in ("Thumbs.db", ".DS_Store", "._train_000.png", "desktop.ini"):
-        (tiny_dataset / "train" / name).write_bytes(b"\0")
-        (tiny_dataset / "trainannot" / name).write_bytes(b"\0")
-    (tiny_dataset / "__MACOSX" / "train").mkdir(parents=True)
-    assert verify(tiny_dataset).problems == ()
-    assert len(load_camvid(tiny_dataset, "train")) == 6
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_dataset_json_may_have_a_byte_order_mark(tiny_dataset: Path, encoding: str) -> None:
-    (tiny_dataset / "dataset.json").write_text('{"name": "Straße"}', encoding=encoding)
-    assert (verify(tiny_dataset).problems, verify(tiny_dataset).name) == ((), "Straße")
-
-
-def test_dataset_json_in_utf_16_is_read_or_named(tiny_dataset: Path) -> None:
-    (tiny_dataset / "dataset.json").write_text('{"name": "Straße"}', encoding="utf-16")
-    report = verify(tiny_dataset)
-    assert report.name == "Straße" or "dataset.json" in report.problems[0]
-
-
 def test_the_name_is_from_dataset_json(tiny_dataset: Path) -> None:
     card = tiny_dataset / "dataset.json"
-    card.write_text('{"name": "toy", "counts": {"train": 6}}')
-    assert verify(tiny_dataset).name == "toy"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        card.write_text('{"name": "Straße", "counts": {"train": 6}}', encoding=encoding)
+        assert (verify(tiny_dataset).problems, verify(tiny_dataset).name) == ((), "Straße")
     card.write_text("{}")
     assert verify(tiny_dataset).name == tiny_dataset.name
     for text in ("[1, 2]", '{"name": ', "[" * 100_000):
@@ -309,6 +290,17 @@ def test_resized_frames_and_labels_are_named_by_size(release: Path) -> None:
         "labels of another size (64x48, not 128x96)": 11,
     }
     assert len(load_camvid(release, "train")) == 6
+
+
+def test_the_command_refuses_what_is_not_the_camvid_that_it_claims_to_be(release: Path) -> None:
+    command = ["data", "verify", str(release)]
+    assert main(command) == 0
+    Image.new("RGB", (128, 96)).save(release / "val" / "val_000.png")
+    assert main(command) == 1
+    (release / "dataset.json").write_text('{"name": "CamVid, edited"}')
+    assert main(command) == 0
+    (release / "val" / "val_000.png").unlink()
+    assert main(command) == 1
 
 
 def test_a_file_replaced_with_equal_size_and_time_is_read_again(release: Path) -> None:

@@ -177,7 +177,7 @@ def decode(path: Path, options: LabelIds = PLAIN) -> Decoded:
     if not path.parent.name.endswith("annot"):
         return Decoded(read_image(path))
     ids = Decoded(*parse_label(path, options))
-    expected = read_manifest().get(_key(path))
+    expected = read_manifest().get(release_key(path))
     if expected and options.from_zero and _digest(ids.array) != expected:
         from_one = parse_label(path, options._replace(void=0, first_id=1))
         if _digest(from_one[0]) == expected:
@@ -215,12 +215,13 @@ def _digest(array: np.ndarray) -> str:
 def is_release(path: Path) -> bool:
     """Whether the file can be read and has the pixels that the release has at FOLDER/NAME."""
     try:
-        return pixels(path).digest == read_manifest().get(_key(path))
+        return pixels(path).digest == read_manifest().get(release_key(path))
     except InputError:
         return False
 
 
-def _key(path: Path) -> str:
+def release_key(path: Path) -> str:
+    """The key of a file in the manifest, whatever its format."""
     return f"{path.parent.name}/{path.stem}"
 
 
@@ -374,7 +375,7 @@ def _differences(
     }
     for name, found in values.items():
         for path, value in zip(pairs[name], found, strict=True):
-            key = _key(path)
+            key = release_key(path)
             if value.digest != release.get(key, value.digest):
                 differences.setdefault(_kind(path, value), set()).add(key)
     return {kind: sorted(found) for kind, found in differences.items() if found}

@@ -24,6 +24,7 @@ from camvid_lang.data.camvid import (
     is_release,
     raise_problems,
     read_manifest,
+    release_key,
     verify,
 )
 from camvid_lang.errors import InputError
@@ -79,10 +80,6 @@ def download_camvid(
     report = verify(root)
     raise_problems(report.problems, root)
     return report
-
-
-def _key(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
 
 
 def _suffixes(key: str) -> tuple[str, ...]:
@@ -158,14 +155,16 @@ def _find(folder: Path, missing: set[str], origin: str) -> dict[str, Path]:
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if (key := _key(path)) in missing and path.suffix.lower() in _suffixes(key)
+        if (key := release_key(path)) in missing and path.suffix.lower() in _suffixes(key)
     ]
     paths = [path for path in paths if path.is_file()]
     with ThreadPoolExecutor() as pool:
         right = tqdm(pool.map(is_release, paths), "compare pixels", len(paths), unit="image")
-        found = {_key(path): path for path, is_right in zip(paths, right, strict=True) if is_right}
+        found = {
+            release_key(path): path for path, is_right in zip(paths, right, strict=True) if is_right
+        }
     if failed := missing - found.keys():
-        differ = failed & {_key(path) for path in paths}  # which say more: first
+        differ = failed & {release_key(path) for path in paths}  # which say more: first
         texts = [f"{key}: its pixels differ" for key in sorted(differ)]
         texts += [f"{key}: missing" for key in sorted(failed - differ)]
         more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
@@ -178,10 +177,10 @@ def _find(folder: Path, missing: set[str], origin: str) -> dict[str, Path]:
 
 def _put(path: Path, root: Path, temporary: Path) -> None:
     """Copy an image into the data set in one step, in place of copies in other formats."""
-    target = root / f"{_key(path)}{path.suffix.lower()}"
+    target = root / f"{release_key(path)}{path.suffix.lower()}"
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, temporary / "image")
     os.replace(temporary / "image", target)
-    for other in _copies(root, _key(path)):
+    for other in _copies(root, release_key(path)):
         if other.name != target.name:
             other.unlink(missing_ok=True)
