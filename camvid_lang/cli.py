@@ -244,8 +244,9 @@ def predict(args: argparse.Namespace) -> None:
 def verify(args: argparse.Namespace) -> None:
     """Check counts, names, sizes, ids and every file, and report all that is wrong.
 
-    CamVid is compared with its release, pixel by pixel. Options that are given hold in place of the
-    keys "first_id", "void" and "unknown_void" of DIR/dataset.json, which `run` honours as well.
+    CamVid is compared with its release, pixel by pixel; differences are an error unless
+    DIR/dataset.json gives the data another name. Options that are given hold in place of the keys
+    "first_id", "void" and "unknown_void" of DIR/dataset.json, which `run` honours as well.
     """
     from camvid_lang.data.camvid import verify as verify_data
 

@@ -258,7 +258,10 @@ def test_frames_without_a_place_in_segnets_split_are_counted(
     assert "3 frames not in the release, such as train/own_1" in out
     assert all((tmp_path / "out" / f"{name}.png").is_file() for name in two_of_each())
     source = copy_of("original", drawn(more, to="own"), tmp_path / "copy2")
-    with pytest.raises(InputError, match="no frame is in the val set of SegNet's split"):
+    with (
+        pytest.warns(UserWarning, match="not in SegNet's split: 3 in train"),
+        pytest.raises(InputError, match="no frame is in the val set of SegNet's split"),
+    ):
         convert(source, tmp_path / "out2")
 
 

@@ -354,9 +354,12 @@ def test_dataset_json_says_how_ids_are_counted(tiny_dataset: Path, void: int, ca
             {"void": 0},
             "void 0 is the id of sky if ids count from 0; for ids from 1 give first_id 1",
         ),
-        ({"void": "0"}, "void '0': a whole number"),
-        ({"first_id": None}, "first_id None: a whole number"),
-        ({"unknown_void": 1}, "unknown_void 1: true or false"),
+        ({"void": "0"}, "void '0', first_id 0, unknown_void False: a whole number"),
+        ({"first_id": None}, "first_id None, unknown_void False: a whole number"),
+        (
+            {"unknown_void": 1},
+            "unknown_void 1: a whole number in 0..65535, one in 0..200, and true or",
+        ),
     ],
 )
 def test_contradicting_counts_are_refused(tiny_dataset: Path, card: dict, message: str) -> None:

@@ -343,12 +343,10 @@ def unclear_labels(labels: Mapping[Path, Pixels | Decoded]) -> list[str]:
 
 def warn_of_labels(root: Path, labels: Sequence[Pixels | Decoded]) -> None:
     """One warning each of labels read as shifted, and of pixels taken as void."""
-    shifted = sum(label.shifted for label in labels)
-    if shifted:
+    if shifted := sum(label.shifted for label in labels):
         text = f"{shifted} labels count ids from 1 with 0 = void and are read as such"
         warnings.warn(f"{root}: {text}", stacklevel=4)
-    unknown = sum(label.unknown for label in labels)
-    if unknown:
+    if unknown := sum(label.unknown for label in labels):
         warnings.warn(f"{root}: {UNKNOWN_NOTE.format(unknown)}", stacklevel=4)
 
 

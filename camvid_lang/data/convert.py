@@ -253,12 +253,13 @@ def convert(
     target = dest.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        folder, ready = fetch(str(source), None, Path(temporary)), Path(temporary, "ready")
-        layout = recognise(folder)
+        ready = Path(temporary, "ready")
+        layout = recognise(fetch(str(source), Path(temporary)))
         if not layout:
             raise InputError(f"{source}: not a copy of CamVid that is known: {KNOWN}")
         _write(layout, ready, size, segnet_split, options)
         report = verify(ready)
+        raise_problems(report.problems)
         if not report.complete:
             # Not plain "CamVid", whose scores are compared with published ones.
             name = "CamVid" if report.differences else Path(source).resolve().name
@@ -297,7 +298,6 @@ def _write(
     for split in FOLDERS:
         (ready / split).mkdir(parents=True)
         (ready / f"{split}annot").mkdir()
-
     labels: dict[Path, Pixels] = {}
 
     def convert_pair(name: str) -> list[str]:

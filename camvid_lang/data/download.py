@@ -73,7 +73,7 @@ def download_camvid(
         parent = root.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=parent) as temporary:
-            folder = fetch(source, drive, Path(temporary))
+            folder = fetch(source, Path(temporary), drive)
             origin = f"Google Drive file {drive}" if drive else source
             for path in _find(folder, missing, origin).values():
                 _put(path, root, Path(temporary))
@@ -100,7 +100,7 @@ def _missing(root: Path) -> set[str]:
         return {key for key, right in zip(release, held, strict=True) if not right}
 
 
-def fetch(source: str, drive: str | None, temporary: Path) -> Path:
+def fetch(source: str, temporary: Path, drive: str | None = None) -> Path:
     """A folder with the contents of a folder, archive, address, or file on Google Drive."""
     archive, origin = temporary / "archive", source
     if drive:
@@ -153,18 +153,19 @@ def unpack(archive: Path, folder: Path, origin: str) -> None:
 def _find(folder: Path, missing: set[str], origin: str) -> dict[str, Path]:
     """A file with the right pixels for each missing entry, from anywhere in the folder."""
     paths = [
-        path
+        (key, path)
         for path in sorted(folder.rglob("*"))
         if (key := release_key(path)) in missing and path.suffix.lower() in _suffixes(key)
     ]
-    paths = [path for path in paths if path.is_file()]
+    found = {}
     with ThreadPoolExecutor() as pool:
-        right = tqdm(pool.map(is_release, paths), "compare pixels", len(paths), unit="image")
-        found = {
-            release_key(path): path for path, is_right in zip(paths, right, strict=True) if is_right
-        }
+        right = pool.map(lambda item: item[1].is_file() and is_release(item[1]), paths)
+        right = tqdm(right, "compare pixels", len(paths), unit="image")
+        for (key, path), is_right in zip(paths, right, strict=True):
+            if is_right:
+                found[key] = path
     if failed := missing - found.keys():
-        differ = failed & {release_key(path) for path in paths}  # which say more: first
+        differ = failed & {key for key, _ in paths}  # which say more: first
         texts = [f"{key}: its pixels differ" for key in sorted(differ)]
         texts += [f"{key}: missing" for key in sorted(failed - differ)]
         more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""

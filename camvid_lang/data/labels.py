@@ -15,10 +15,7 @@ from PIL import Image
 from camvid_lang.data.classes import CLASSES, GROUPS, NUM_CLASSES, ORIGINAL_COLOURS, VOID
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "COLOURS", "PLAIN", "ColourTable", "LabelIds", "camvid_colours", "open_image", "parse_label",
-    "read_label",
-]  # fmt: skip
+__all__ = ["COLOURS", "PLAIN", "LabelIds", "read_label"]
 
 _GROUP = {member: CLASSES.index(name) for name, members in GROUPS.items() for member in members}
 # {(R, G, B): id}: the 32 colours of the original release, the package's own among them, and the
@@ -34,8 +31,10 @@ GREY_MODES = "L I I;16 I;16B I;16L"
 AS_GREY = "save the ids as a grey image"
 AS_VOID = "or take other values as void (--unknown-void)"
 CONVERT = "convert the labels with `camvid-lang data convert`"
-FROM_ONE = "if ids count from 1, give --first-id 1, and --void 0 where 0 is void (in dataset.json: "
-FROM_ONE += f"first_id 1, void 0), or {CONVERT}"
+FROM_ONE = (
+    "if ids count from 1, give --first-id 1, and --void 0 where 0 is void (in dataset.json: "
+    f"first_id 1, void 0), or {CONVERT}"
+)
 
 
 class LabelIds(NamedTuple):
@@ -51,12 +50,14 @@ class LabelIds(NamedTuple):
 
     def check(self) -> "LabelIds":
         """Itself; `InputError` for wrong types and values that contradict each other."""
-        for key, value, most in (("void", self.void, 65535), ("first_id", self.first_id, 200)):
-            fits = type(value) is int and 0 <= value <= most
-            if not fits and (key, value) != ("void", None):
-                raise InputError(f"{key} {value!r}: a whole number in 0..{most} is needed")
-        if type(self.unknown_void) is not bool:
-            raise InputError(f"unknown_void {self.unknown_void!r}: true or false is needed")
+        void = 0 if self.void is None else self.void
+        right_types = (type(void), type(self.first_id), type(self.unknown_void)) == (int, int, bool)
+        if not right_types or not (0 <= void <= 65535 and 0 <= self.first_id <= 200):
+            raise InputError(
+                f"void {self.void!r}, first_id {self.first_id!r}, unknown_void "
+                f"{self.unknown_void!r}: a whole number in 0..65535, one in 0..200, and true or "
+                "false are needed"
+            )
         if self.void is not None and 0 <= self.void - self.first_id < NUM_CLASSES:
             raise InputError(
                 f"void {self.void} is the id of {CLASSES[self.void - self.first_id]} if ids count "
