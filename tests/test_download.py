@@ -1,6 +1,5 @@
 """Downloading CamVid: from a server on the loopback, folders and archives, also bad ones."""
 
-import contextlib
 import http.server
 import io
 import os
@@ -18,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_manifest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from camvid_lang.data import camvid
@@ -137,7 +134,7 @@ def test_failed_downloads_leave_nothing(server, release, root) -> None:
         assert list(root.parent.iterdir()) == []
 
     server.body, server.cut_after = zip_of(release), 1500
-    refused(f"{server.url}: not a zip or tar archive, or cut short; download it again")
+    refused(rf"{server.url}: .*\(not a zip or tar archive, or cut short\); download it again")
     server.body, server.cut_after = b"", None
     refused("not a zip or tar archive")
     server.body, server.redirect = b"\n<!DOCTYPE html><html>quota exceeded</html>", True
@@ -214,15 +211,10 @@ def test_hostile_tars_are_refused(kind, release, root, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-def test_local_tar(mode, release, root, tmp_path, monkeypatch) -> None:
+def test_local_tar(mode, release, root, tmp_path) -> None:
     path = tmp_path / "camvid.any"
     with tarfile.open(path, mode) as archive:
         archive.add(release, "CamVid")
-    monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(InputError, match="update Python"):
-        download_camvid(root, path)
-    monkeypatch.undo()
-    monkeypatch.setattr(camvid, "MANIFEST", tmp_path / "manifest")
     download_camvid(root, path)
     assert_whole(root, release)
     assert path.exists()
@@ -249,38 +241,6 @@ def test_local_folder_in_another_lossless_format(release, root, tmp_path) -> Non
         download_camvid(root, tmp_path / "none.zip")
     with pytest.raises(InputError, match="not a folder"):
         download_camvid(tmp_path / "manifest", release)
-
-
-names = st.sampled_from([*HOSTILE, "CamVid/train/train_000.png", "train/train_001.png/x"])
-
-
-@given(
-    entries=st.lists(st.tuples(names | st.text(min_size=1), st.binary(max_size=60)), max_size=5),
-    as_zip=st.booleans(),
-)
-@settings(max_examples=60, deadline=None)
-def test_archives_of_any_names_write_nothing_outside(entries, as_zip, tmp_path_factory) -> None:
-    folder = tmp_path_factory.mktemp("archive")
-    (folder / "manifest").write_text(f"{'0' * 64}  train/train_000\n")
-    with contextlib.suppress(ValueError, OSError, UserWarning):  # of writing such an archive
-        if as_zip:
-            with zipfile.ZipFile(folder / "source", "w") as archive:
-                for name, content in entries:
-                    archive.writestr(zipfile.ZipInfo(name), content)
-        else:
-            with tarfile.open(folder / "source", "w") as archive:
-                for kind, (name, content) in enumerate(entries):
-                    info = tarfile.TarInfo(name)
-                    info.size, info.linkname = len(content), "/etc/passwd"
-                    info.type = (tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)[kind % 3]
-                    archive.addfile(info, io.BytesIO(content))
-    before = files_under(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(camvid, "MANIFEST", folder / "manifest")
-        with pytest.raises(InputError, match="source: "):
-            download_camvid(folder / "root", folder / "source")
-    assert files_under(folder) == before
-    assert not Path("/tmp/camvid_evil.png").exists()
 
 
 def test_damaged_archives_store_nothing_wrong(release, root, tmp_path) -> None:

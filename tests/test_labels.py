@@ -85,11 +85,9 @@ def test_ids_can_be_counted_from_any_number(path: Path, void: int, first: int, v
 
 def test_ids_that_look_counted_from_one_are_named_with_the_option(path: Path) -> None:
     save(path, np.arange(1, 13, dtype=np.uint8)[None])
-    refused(
-        path, r"id 12 is not in 0..11 \(void is 11; found 1..12\); for ids from 1, give --first"
-    )
+    refused(path, r"id 12 is not in 0..11 \(void is 11; found 1..12\); .* give --first-id 1, and")
     save(path, np.arange(13, dtype=np.uint8)[None])
-    refused(path, r"--first-id 1 --void 0 \(in dataset.json: first_id 1, void 0\)")
+    refused(path, r"--void 0 where 0 is void \(in dataset.json: first_id 1, void 0\)")
     refused(path, r"id 0 is not in 1..12 .* --void 0 ", first_id=1)
     save(path, np.array([[3, 31, 40]], dtype=np.uint8))
     refused(
@@ -140,10 +138,10 @@ def test_unknown_colours_are_named_or_counted_as_void(path: Path) -> None:
         assert np.array_equal(read_label(path, unknown_void=True), expected)
     palette = [*COLOURS.tolist(), (1, 2, 3)]
     save_palette(path, np.where(expected == ALL, ALL, 12), palette)
-    refused(path, r"\(1, 2, 3\) at row 2, column 3")
+    refused(path, r"palette with \(1, 2, 3\)")
     with pytest.warns(UserWarning, match="2 pixels of unknown"):
         assert np.array_equal(read_label(path, unknown_void=True), expected)
-    save_palette(path, ALL, palette)  # not used here
+    save_palette(path, ALL, palette)  # the colour is not used
     refused(path, r"palette with \(1, 2, 3\)")
     assert np.array_equal(read_label(path, unknown_void=True), ALL)
     save(path, colours[2:3, 3:5])
@@ -160,6 +158,17 @@ def test_palettes_of_other_data_sets_are_refused(path: Path) -> None:
             refused(path, "if the indices are ids, save the ids as a grey image", **more)
     Image.fromarray(COLOURS[ALL]).convert("P").save(path)  # the web palette: nearest colours
     refused(path, "is not one of CamVid's|not one of CamVid's")
+
+
+def test_an_index_outside_the_palette_is_refused(path: Path) -> None:
+    save_palette(path, [[0, 1], [1, 2]], [0, 0, 0, 3, 3, 3, 8, 8, 8])
+    content = path.read_bytes()
+    start, end = content.index(b"IDAT"), content.index(b"IEND") - 8
+    chunk = b"IDAT" + zlib.compress(b"\0\x10\0\x70")  # two bits each: 0, 1 and 1, 3
+    size = struct.pack(">I", len(chunk) - 4)
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[: start - 4] + size + chunk + crc + content[end + 4 :])
+    refused(path, "not in the palette")
 
 
 def test_black_alone_is_refused_where_it_can_be_two_things(path: Path) -> None:

