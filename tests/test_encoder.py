@@ -165,9 +165,9 @@ def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path
 
     def refused(load, state, message):
         torch.save(state, file)
-        with pytest.raises(InputError, match=rf"w\.pt of .* cannot be loaded.*{message}") as caught:
+        with pytest.raises(InputError, match=rf"w\.pt of .* cannot be loaded.*{message}") as error:
             load(file)
-        assert "\n" not in str(e.value)
+        assert "\n" not in str(error.value)
 
     resnet = timm.create_model("resnet18").state_dict()
     part = {key: value for key, value in resnet.items() if not key.startswith("layer4.1.bn2")}
