@@ -274,11 +274,13 @@ def _lock(out: Path) -> AbstractContextManager:
         out.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(out / ".lock", timeout=0).acquire()
     except filelock.Timeout as error:
-        advice = "wait for it, or choose another folder"
-        raise InputError(f"folder {out} is in use by another run: {advice}") from error
+        raise InputError(
+            f"folder {out} is in use by another run: wait for it, or choose another folder"
+        ) from error
     except OSError as error:
-        reason = f"cannot be written to ({error.strerror})"
-        raise InputError(f"folder {out} {reason}: choose another folder") from error
+        raise InputError(
+            f"folder {out} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
 
 
 def _read_finished(
@@ -389,10 +391,10 @@ def _similarities(text_encoder: TextEncoder) -> dict[str, np.ndarray]:
     for title in ("names", "descriptions"):
         try:
             text = embed_classes(class_prompts(title), text_encoder)
-        except InputError:
+        except InputError:  # a text bank may lack the descriptions
             if not isinstance(text_encoder, TextBank):
                 raise
-        else:  # a text bank may lack the descriptions
+        else:
             found[title.capitalize()] = (text @ text.T).numpy()
     return found
 
@@ -403,12 +405,11 @@ def load_run(
     text_bank: str | Path | None = None,
     weights: str | Path | None = None,
 ) -> tuple[SegmentationModel, Experiment, TextEncoder | None]:
-    """A run's model in evaluation mode, on the CPU with its own classes; and what made it.
+    """A run's model in evaluation mode on the CPU, its experiment and its text encoder.
 
-    A run holds its own words' vectors and all that was trained. A frozen encoder is read from its
-    weights, and other words need the text bank or text tower, which is read when first used; both
-    must have the content that the run was made with. With the setting `ema` the weights are the
-    averaged ones.
+    A checkpoint holds what was trained and the vectors of the run's own words. A frozen encoder is
+    read from its weights; other words need the text bank or text tower, read when first used. Both
+    must have the content that the run was made with. With `ema` the weights are the averaged ones.
 
     Args:
         checkpoint: `last`, the end of training, which results are measured with; or `best`, by mIoU

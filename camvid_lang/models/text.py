@@ -191,10 +191,7 @@ class TextEncoder(Protocol):
 
 
 def embed_classes(classes: Mapping[str, Sequence[str]], encoder: TextEncoder) -> Tensor:
-    """Text matrix (K, C), float32, rows of length one, in the order of `classes`.
-
-    Args:
-        classes: {class: [prompt, ...]}, see `class_prompts`.
+    """Text matrix (K, C), float32, rows of length one, of {class: [prompt, ...]}.
 
     Raises:
         InputError: a prompt that cannot be embedded, or a class whose embeddings cancel.
