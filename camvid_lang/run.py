@@ -317,7 +317,7 @@ def _describe_encoder(
 ) -> dict:
     """Names and channels of encoder and text encoder for a report, and digests of their files."""
     labels = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
-    weights = _weights(experiment)
+    weights = _location(experiment, "weights")
     return {
         "name": experiment.encoder,
         "weights": labels.get(weights, Path(weights).name),
@@ -331,16 +331,16 @@ def _describe_encoder(
     }
 
 
-def _weights(experiment: Experiment) -> str:
-    """The file, or the name of the weights, that the encoder is loaded from."""
-    if experiment.encoder == encoders.RESNET18 or experiment.weights == "random":
-        return experiment.weights
+def _location(experiment: Experiment, key: str) -> str:
+    """What the setting `weights` or `text_bank` stands for: a file, or a name."""
+    if key == "text_bank":
+        return experiment.text_bank
     return encoders.resolve_weights(experiment.encoder, experiment.weights)
 
 
 def _file_digests(experiment: Experiment) -> dict[str, str]:
     """SHA-256 of the files `weights` and `text_bank`; the name itself for what is not a file."""
-    weights, bank = _weights(experiment), experiment.text_bank
+    weights, bank = _location(experiment, "weights"), experiment.text_bank
     files = encoders.weight_files(experiment.encoder, weights)
     return {
         "weights": _digest(files) or weights,
@@ -456,7 +456,7 @@ def load_run(
     swiftnet = experiment.model == "swiftnet"
     model = assemble(experiment, encoder, None if swiftnet else identity["text"], prompts)
     if not trained and frozen_state(model)["encoder"] != identity["encoder"]:
-        raise _other_file(folder, "weights", _weights(experiment))
+        raise _other_content(folder, experiment, "weights")
     averaged = state.get("average", {}).get("weights", {})
     model.load_trained_state({**state["model"], **averaged})
     return model.eval(), experiment, None if swiftnet else LazyTextEncoder(make_text_encoder)
@@ -469,19 +469,19 @@ def _check_file(folder: str | Path, experiment: Experiment, key: str, known: Map
     """
     if key == "text_bank" and known.get(key) == "":
         raise InputError(f"{folder} was made without a text bank: leave out text_bank")
-    digest = re.fullmatch("[0-9a-f]{64}", known.get(key, ""))
-    if digest and _file_digests(experiment)[key] != known[key]:
-        file = _weights(experiment) if key == "weights" else experiment.text_bank
-        raise _other_file(folder, key, file)
+    if not re.fullmatch("[0-9a-f]{64}", known.get(key, "")):
+        return
+    digest, file = _file_digests(experiment)[key], _location(experiment, key)
+    if digest == file:  # not a file, see `_file_digests`
+        raise InputError(f"{key.replace('_', ' ')} {file} of {folder} is missing: {_moved(key)}")
+    if digest != known[key]:
+        raise _other_content(folder, experiment, key)
 
 
-def _other_file(folder: str | Path, key: str, file: str) -> InputError:
-    what = f"{key.replace('_', ' ')} {file}"
-    if not Path(file).exists():
-        return InputError(f"{what} of {folder} is missing: {_moved(key)}")
+def _other_content(folder: str | Path, experiment: Experiment, key: str) -> InputError:
     return InputError(
-        f"{what}: the content is not that which {folder} was made with: restore the file, or "
-        f"{_moved(key)} of the original"
+        f"{key.replace('_', ' ')} {_location(experiment, key)}: the content is not that which "
+        f"{folder} was made with: restore the file, or {_moved(key)} of the original"
     )
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import camvid_lang
 from camvid_lang.cli import main
 from camvid_lang.errors import InputError
 from camvid_lang.models.cosine import cosine_logits
@@ -292,11 +293,14 @@ def test_a_run_on_a_folder_is_known_by_the_content_of_its_weights(
     assert main(command) == 0
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().out
+    assert camvid_lang.load(tmp_path / "out").similarity(["lorry"]).shape == (1, 11)
     state = torch.load(folder / "open_clip_pytorch_model.bin")
     state["visual.head.proj.weight"] *= 2
     torch.save(state, folder / "open_clip_pytorch_model.bin")
     assert main(command) == 1
     assert "weights has other content" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"weights local-dir:.*: the content is not"):
+        camvid_lang.load(tmp_path / "out")
 
 
 def test_resnet18_has_four_taps_at_any_size():

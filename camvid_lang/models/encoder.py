@@ -89,7 +89,7 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
 
 
 def resolve_weights(name: str, weights: str = "") -> str:
-    """The tag, file or folder that `load_clip` reads: `weights`, or the default of model `name`.
+    """The tag, file or folder that is read: `weights`, or the default of open_clip's `name`.
 
     Raises:
         InputError: no weights given, and open_clip has none for this model; or both given, with a
@@ -99,6 +99,8 @@ def resolve_weights(name: str, weights: str = "") -> str:
         >>> resolve_weights("convnext_base_w_320")
         'laion_aesthetic_s13b_b82k_augreg'
     """
+    if name == RESNET18 or weights == "random":
+        return weights
     if name.startswith((FOLDER, HUB)):
         if weights:
             raise InputError(f"encoder {name} has its own weights: leave out weights ({weights})")
