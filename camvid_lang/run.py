@@ -9,7 +9,7 @@ import itertools
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -56,13 +56,11 @@ def trained_prompts(experiment: Experiment) -> dict[str, list[str]] | None:
     if experiment.model == "swiftnet":
         return None
     prompts = class_prompts(experiment.text_set)
-    wrong = [f"{name!r} is missing" for name in CLASSES if name not in prompts]
-    wrong += [f"{name!r} is not one of them" for name in prompts if name not in CLASSES]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    if wrong := sorted(prompts.keys() ^ set(CLASSES)):
         raise InputError(
-            f"text set {experiment.text_set}: labels have the 11 classes {', '.join(CLASSES)} "
-            f"({'; '.join(wrong[:4])}{more}): map each of them to one or several prompts"
+            f"text set {experiment.text_set}: map each of the 11 classes of the labels, "
+            f"{', '.join(CLASSES)}, to one or several prompts (missing, or not one of them: "
+            f"{', '.join(wrong[:4])})"
         )
     return {name: prompts[name] for name in CLASSES}
 
@@ -184,6 +182,8 @@ def run(
     test = _load(data, experiment.test_split, experiment.limit)
     training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
     experiment = _fit_crop(experiment, training or test)
+    # By content: with the settings and the digests of the frames, what identifies a run.
+    about = {"files": _file_digests(experiment), "prompts": prompts}
     about_data = {
         "name": report.name,
         "train_frames": len(training) if training else 0,
@@ -206,10 +206,8 @@ def run(
             copies.clear() if fresh else copies.restore(name)
         try:
             if (out / "results.json").exists():
-                return _read_finished(experiment, out, prompts, about_data, keep_finished)
+                return _read_finished(experiment, out, about, about_data, keep_finished)
             model, text_encoder = build_model(experiment, prompts)
-            files = _file_digests(experiment)
-            about = {"files": files, "prompts": prompts}
             model, history, train_miou = to_device(model, where), [], None
             if training:
                 training = training.to(where)
@@ -232,7 +230,7 @@ def run(
                 "settings": experiment.settings(),
                 "prompts": prompts,
                 "data": about_data,
-                "encoder": _describe_encoder(experiment, model, text_encoder, files),
+                "encoder": _describe_encoder(experiment, model, text_encoder, about["files"]),
                 "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
                 "versions": versions(),
                 "seconds": round(seconds, 1),
@@ -276,28 +274,27 @@ def _lock(out: Path) -> AbstractContextManager:
         out.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(out / ".lock", timeout=0).acquire()
     except filelock.Timeout as error:
-        advice = "wait for it, or choose another folder"
-        raise InputError(f"folder {out} is in use by another run: {advice}") from error
+        raise InputError(
+            f"folder {out} is in use by another run: wait for it, or choose another folder"
+        ) from error
     except OSError as error:
-        reason = f"cannot be written to ({error.strerror})"
-        raise InputError(f"folder {out} {reason}: choose another folder") from error
+        raise InputError(
+            f"folder {out} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
 
 
 def _read_finished(
-    experiment: Experiment, out: Path, prompts: dict | None, data: dict, keep_finished: bool
+    experiment: Experiment, out: Path, about: dict, data: dict, keep_finished: bool
 ) -> dict:
     """The results of a finished run; `InputError` where it is of other settings, words or data."""
     results = read_results(out / "results.json")
     changed = changed_settings(results["settings"], experiment.settings())
-    changed += [
-        f"{key} has other content"
-        for key, digest in _file_digests(experiment).items()
-        if results["encoder"].get(f"{key}_digest") != digest
-    ]
-    if results["prompts"] != prompts:
+    for key, digest in about["files"].items():
+        if results["encoder"].get(f"{key}_digest") != digest:
+            changed.append(f"{key} has other content")
+    if results["prompts"] != about["prompts"]:
         changed.append("the prompts differ")
-    kept = keep_finished and results["experiment"] == experiment.name
-    if changed and kept:
+    if changed and keep_finished and results["experiment"] == experiment.name:
         print(f"note: {out} holds a run of other settings ({'; '.join(changed)}); it is kept")
         changed = []
     for key, split in (("digest", "test"), ("train_digest", "training")):
@@ -320,7 +317,7 @@ def _describe_encoder(
 ) -> dict:
     """Names and channels of encoder and text encoder for a report, and digests of their files."""
     labels = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
-    weights = _weights(experiment)
+    weights = _location(experiment, "weights")
     return {
         "name": experiment.encoder,
         "weights": labels.get(weights, Path(weights).name),
@@ -334,24 +331,27 @@ def _describe_encoder(
     }
 
 
-def _weights(experiment: Experiment) -> str:
-    """The file, or the name of the weights, that the encoder is loaded from."""
-    if experiment.encoder == encoders.RESNET18 or experiment.weights == "random":
-        return experiment.weights
+def _location(experiment: Experiment, key: str) -> str:
+    """What the setting `weights` or `text_bank` stands for: a file, or a name."""
+    if key == "text_bank":
+        return experiment.text_bank
     return encoders.resolve_weights(experiment.encoder, experiment.weights)
 
 
 def _file_digests(experiment: Experiment) -> dict[str, str]:
     """SHA-256 of the files `weights` and `text_bank`; the name itself for what is not a file."""
-    weights, bank = _weights(experiment), Path(experiment.text_bank)
+    weights, bank = _location(experiment, "weights"), experiment.text_bank
     files = encoders.weight_files(experiment.encoder, weights)
-    read = {"weights": files, "text_bank": [bank] if bank.is_file() else []}
     return {
-        key: hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-        if paths
-        else {"weights": weights, "text_bank": experiment.text_bank}[key]
-        for key, paths in read.items()
+        "weights": _digest(files) or weights,
+        "text_bank": _digest([Path(bank)] if Path(bank).is_file() else []) or bank,
     }
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of the files' bytes, or "" without files."""
+    content = b"".join(path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest() if files else ""
 
 
 def _figure_data(
@@ -391,10 +391,10 @@ def _similarities(text_encoder: TextEncoder) -> dict[str, np.ndarray]:
     for title in ("names", "descriptions"):
         try:
             text = embed_classes(class_prompts(title), text_encoder)
-        except InputError:
+        except InputError:  # a text bank may lack the descriptions
             if not isinstance(text_encoder, TextBank):
                 raise
-        else:  # a text bank may lack the descriptions
+        else:
             found[title.capitalize()] = (text @ text.T).numpy()
     return found
 
@@ -405,12 +405,11 @@ def load_run(
     text_bank: str | Path | None = None,
     weights: str | Path | None = None,
 ) -> tuple[SegmentationModel, Experiment, TextEncoder | None]:
-    """A run's model in evaluation mode, on the CPU with its own classes; and what made it.
+    """A run's model in evaluation mode on the CPU, its experiment and its text encoder.
 
-    A run holds its own words' vectors and all that was trained. A frozen encoder is read from its
-    weights, and other words need the text bank or text tower, which is read when first used; both
-    must have the content that the run was made with. With the setting `ema` the weights are the
-    averaged ones.
+    A checkpoint holds what was trained and the vectors of the run's own words. A frozen encoder is
+    read from its weights; other words need the text bank or text tower, read when first used. Both
+    must have the content that the run was made with. With `ema` the weights are the averaged ones.
 
     Args:
         checkpoint: `last`, the end of training, which results are measured with; or `best`, by mIoU
@@ -424,86 +423,65 @@ def load_run(
     """
     if checkpoint not in KINDS:
         raise InputError(f"checkpoint {checkpoint!r}: choose {' or '.join(KINDS)}")
-    folder = Path(folder)
-    saved = Checkpoints(folder / CHECKPOINTS).newest(checkpoint)
-    state = saved[1] if saved else {"identity": {}}
+    if not (saved := Checkpoints(Path(folder) / CHECKPOINTS).newest(checkpoint)):
+        raise InputError(f"{folder} holds no run with a {checkpoint} checkpoint: {START_OVER}")
+    state = saved[1]
     identity = state["identity"]
-    if (folder / "results.json").exists():
-        results = read_results(folder / "results.json")
-        settings, prompts = results["settings"], results["prompts"]
-        files = {key: results["encoder"].get(f"{key}_digest") for key in ("weights", "text_bank")}
-    elif saved:
-        settings, prompts = state["settings"], identity.get("prompts")
-        files = identity.get("files", {})
-    else:
-        raise InputError(f"{folder} holds no run (no results.json and no checkpoints)")
-    experiment = restore(settings)
-    if experiment.epochs and not saved:
-        raise InputError(f"{folder} holds no {checkpoint} checkpoint: run {experiment.name} again")
     given = {"text_bank": text_bank, "weights": weights}
     given = {key: str(path) for key, path in given.items() if path is not None}
-    experiment = replace(experiment, **given)
-    prompts, trained = prompts or trained_prompts(experiment), experiment.train_encoder
-
-    def check(key: str, content: bool = True) -> None:
-        _check_file(folder, experiment, key, files.get(key), content)
-
+    experiment = replace(restore(state["settings"]), **given)
+    trained = experiment.train_encoder
+    prompts = identity.get("prompts") or trained_prompts(experiment)
+    known = identity.get("files", {})
     for key in given:
-        check(key)
-    if not trained:
-        check("weights", content=not saved)  # otherwise compared once it is loaded, see below
-    encoder, clip = _encoder(experiment, "random" if trained else experiment.weights)
+        _check_file(folder, experiment, key, known)
+    try:
+        encoder, clip = _encoder(experiment, "random" if trained else experiment.weights)
+    except InputError as error:
+        raise InputError(f"{error}; {_moved('weights')}") from error
 
     def make_text_encoder() -> TextEncoder:
         if experiment.text_bank:
-            check("text_bank")
+            _check_file(folder, experiment, "text_bank", known)
         elif clip:
-            check("weights")
+            _check_file(folder, experiment, "weights", known)
         made = _text_encoder(experiment, None if trained else clip)
-        if saved and not same_text(embed_classes(prompts, made), identity["text"]):
+        if not same_text(embed_classes(prompts, made), identity["text"]):
             raise InputError(
                 f"{folder} was made with another text encoder than {made.label}: its own words "
                 "have other vectors there; restore the original text_bank or weights"
             )
         return made
 
-    text_encoder = None if experiment.model == "swiftnet" else LazyTextEncoder(make_text_encoder)
-    text = text_encoder and (identity["text"] if saved else embed_classes(prompts, text_encoder))
-    model = assemble(experiment, encoder, text, prompts)
-    if saved:
-        if not trained and frozen_state(model)["encoder"] != identity.get("encoder"):
-            raise InputError(_other_file(folder, experiment, "weights"))
-        averaged = state.get("average", {}).get("weights", {})
-        model.load_trained_state({**state["model"], **averaged})
-    return model.eval(), experiment, text_encoder
+    swiftnet = experiment.model == "swiftnet"
+    model = assemble(experiment, encoder, None if swiftnet else identity["text"], prompts)
+    if not trained and frozen_state(model)["encoder"] != identity["encoder"]:
+        raise _other_content(folder, experiment, "weights")
+    averaged = state.get("average", {}).get("weights", {})
+    model.load_trained_state({**state["model"], **averaged})
+    return model.eval(), experiment, None if swiftnet else LazyTextEncoder(make_text_encoder)
 
 
-def _check_file(
-    folder: Path, experiment: Experiment, key: str, known: str | None, content: bool
-) -> None:
+def _check_file(folder: str | Path, experiment: Experiment, key: str, known: Mapping) -> None:
     """`InputError` unless the file of the setting `key` is that which the run was made with.
 
-    `known` is the file's digest, the name of what is not a file, or None in an older run.
+    `known` are the run's `_file_digests`, which of weights of a hub are no digests.
     """
-    file = _weights(experiment) if key == "weights" else experiment.text_bank
-    if key == "text_bank" and file and known == "":
+    if key == "text_bank" and known.get(key) == "":
         raise InputError(f"{folder} was made without a text bank: leave out text_bank")
-    if not re.fullmatch("[0-9a-f]{64}", known or ""):
-        return  # weights of a hub; their content is compared when they are used
-    if not Path(file).is_file():
-        raise InputError(
-            f"{folder} needs its {key.replace('_', ' ')} {file}, which is missing: "
-            f"{_moved(key)} if it has moved"
-        )
-    if content and _file_digests(experiment)[key] != known:
-        raise InputError(_other_file(folder, experiment, key))
+    if not re.fullmatch("[0-9a-f]{64}", known.get(key, "")):
+        return
+    digest, file = _file_digests(experiment)[key], _location(experiment, key)
+    if digest == file:  # not a file, see `_file_digests`
+        raise InputError(f"{key.replace('_', ' ')} {file} of {folder} is missing: {_moved(key)}")
+    if digest != known[key]:
+        raise _other_content(folder, experiment, key)
 
 
-def _other_file(folder: Path, experiment: Experiment, key: str) -> str:
-    file = _weights(experiment) if key == "weights" else experiment.text_bank
-    return (
-        f"{key.replace('_', ' ')} {file}: the content is not that which {folder} was made with: "
-        f"restore the file, or {_moved(key)} of the original"
+def _other_content(folder: str | Path, experiment: Experiment, key: str) -> InputError:
+    return InputError(
+        f"{key.replace('_', ' ')} {_location(experiment, key)}: the content is not that which "
+        f"{folder} was made with: restore the file, or {_moved(key)} of the original"
     )
 
 

@@ -159,13 +159,15 @@ class Segmenter:
 
     def _embed(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
         """(K, C) on the device; the run's own classes need no text encoder."""
-        keys = {name: tuple(map(str.lower, group)) for name, group in prompts.items()}
-        own = (tuple(map(str.lower, group)) for group in self.model.prompts.values())
-        rows = dict(zip(own, self.model.text, strict=True))
-        if other := {name: prompts[name] for name, key in keys.items() if key not in rows}:
+
+        def key(group: Sequence[str]) -> tuple[str, ...]:
+            return tuple(map(str.lower, group))
+
+        rows = dict(zip(map(key, self.model.prompts.values()), self.model.text, strict=True))
+        if other := {name: group for name, group in prompts.items() if key(group) not in rows}:
             vectors = embed_classes(other, self._text_encoder).to(self._device)
-            rows |= zip(map(keys.get, other), vectors, strict=True)
-        return torch.stack([rows[key] for key in keys.values()])
+            rows |= zip(map(key, other.values()), vectors, strict=True)
+        return torch.stack([rows[key(group)] for group in prompts.values()])
 
     def _need_language(self) -> None:
         if self._text_encoder is None:

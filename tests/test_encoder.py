@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 import zipfile
 from argparse import Namespace
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import camvid_lang
 from camvid_lang.cli import main
 from camvid_lang.errors import InputError
 from camvid_lang.models.cosine import cosine_logits
@@ -98,9 +100,7 @@ def test_a_tower_without_feature_maps_is_refused():
 
 @pytest.mark.parametrize("load", [lambda: load_clip(THESIS_ENCODER), load_resnet18])
 def test_a_failed_download_is_reported_in_one_line_with_its_reason(load, caplog):
-    with pytest.raises(
-        InputError, match=r"cannot be downloaded \(.*cannot find.*\): set weights"
-    ) as e:
+    with pytest.raises(InputError, match=r"cannot be loaded \(.*cannot find.*\): set weights") as e:
         load()
     assert "\n" not in str(e.value)
     assert not caplog.records
@@ -114,21 +114,13 @@ def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
         load_clip(TINY, str(tmp_path / "nan.safetensors"))
 
 
-def test_unfitting_weight_files_are_refused(tmp_path):
-    rubbish = tmp_path / "rubbish.safetensors"
-    rubbish.write_bytes(b"no weights")
-    other = tmp_path / "other.safetensors"
-    save_file({"a": torch.zeros(1)}, other)
-    for file in (rubbish, other):
-        with pytest.raises(InputError, match=file.name) as caught:
-            load_clip(TINY, str(file))
-        assert "\n" not in str(caught.value)
-        with pytest.raises(InputError, match=file.name):
-            load_resnet18(str(file))
+def test_weights_that_are_missing_are_refused(tmp_path):
+    absent = str(tmp_path / "absent.safetensors")
     with pytest.raises(InputError, match="neither a file nor a folder"):
-        load_clip(TINY, str(tmp_path / "absent.safetensors"))
-    with pytest.raises(InputError, match=r"absent\.safetensors is missing"):
-        load_resnet18(str(tmp_path / "absent.safetensors"))
+        load_clip(TINY, absent)
+    for weights in (absent, str(tmp_path), "hf-hub:nobody/nothing"):
+        with pytest.raises(InputError, match=f"{weights} is missing"):
+            load_resnet18(weights)
 
 
 WRAPPED = {  # a state dict -> what is saved
@@ -174,85 +166,76 @@ def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path
 
     def refused(load, state, message):
         torch.save(state, file)
-        with pytest.raises(InputError, match=message) as caught:
+        with pytest.raises(InputError, match=rf"w\.pt of .* cannot be loaded.*{message}") as error:
             load(file)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)
 
     resnet = timm.create_model("resnet18").state_dict()
-    for name in ("ResNet-34", "ResNet-50"):
-        with torch.device("meta"):
-            keys = timm.create_model(name.lower().replace("-", "")).state_dict()
-        state = dict.fromkeys(keys, torch.zeros(1))
-        refused(load_resnet18, state, rf"w\.pt \(a {name}\) do not fit resnet18")
     part = {key: value for key, value in resnet.items() if not key.startswith("layer4.1.bn2")}
+    both = {f"{part}.{k}": v for part in ("net", "module.net") for k, v in resnet.items()}
+    larger = {k: torch.zeros([2 * n for n in v.shape]) for k, v in resnet.items()}
     refused(load_resnet18, part, r'Missing key.*"layer4\.1\.bn2\.weight"')
     refused(load_resnet18, {**resnet, "head.weight": torch.zeros(1)}, r'Unexpected.*"head\.weight"')
-    refused(load_resnet18, tiny.state_dict(), "an open_clip model")
-    both = {f"{part}.{k}": v for part in ("model", "module") for k, v in resnet.items()}
-    refused(load_resnet18, both, "two networks")
+    refused(load_resnet18, both, "Missing key")
+    refused(load_resnet18, larger, "size mismatch")
+    refused(load_resnet18, tiny.state_dict(), "Missing key")
 
     def clip(path):
         return load_clip(TINY, path)
 
-    refused(clip, resnet, r"a ResNet-18\) do not fit open_clip's camvid-tiny")
+    refused(clip, resnet, "Missing key")
     refused(clip, tiny.visual.state_dict(prefix="visual."), r'Missing key.*"positional_embedding"')
     larger = {k: torch.zeros([2 * n for n in v.shape]) for k, v in tiny.state_dict().items()}
-    refused(clip, larger, r"an open_clip model\) do not fit")
-    refused(
-        clip,
-        dict.fromkeys(("vision_model.a", "text_model.a"), torch.zeros(1)),
-        "a CLIP of transformers",
-    )
+    refused(clip, larger, "changed")
 
 
+def scripted(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Linear(1, 1)).save(path)
+
+
+def zipped(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("resnet18.pth", b"")
+
+
+def cut(save):
+    def write(path):
+        save({"w": torch.rand(9999)}, path)
+        path.write_bytes(path.read_bytes()[:9999])
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "an empty file"),
-        (b"<!-- saved -->\n<!DOCTYPE html><html>\n<p>Quota</html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        ('{"error": "nicht gefunden: für Gäste"}\n'.encode(), "a text file, .*error"),
-        (b"PK\x03\x04 half an archive", "a zip archive that is cut short"),
-        (bytes(range(256)) * 9, "neither safetensors nor"),
-        (pickle.dumps(Namespace(a=nn.Linear(1, 1))), "not a pickle of tensors"),
-        (pickle.dumps([1, 2]), "not a pickle of tensors"),
+        (b"", "empty or text"),
+        (b"<!-- saved -->\n<!DOCTYPE html><html>\n<p>Quota</html>", "empty or text.*DOCTYPE html"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "empty or text.*git-lfs"),
+        ('{"error": "nicht gefunden: für Gäste"}\n'.encode(), "empty or text.*error"),
+        (b"PK\x03\x04 half an archive", "neither"),
+        (bytes(range(256)) * 9, "neither"),
+        (cut(save_file), "neither safetensors .* damaged"),
+        (cut(torch.save), "neither safetensors .* damaged"),
+        (pickle.dumps(Namespace(a=nn.Linear(1, 1))), "neither .*pickled objects"),
+        (lambda path: torch.save(nn.Linear(1, 1), path), "neither .*save model.state_dict"),
+        (scripted, "neither"),
+        (zipped, "neither"),
+        (lambda path: torch.save({"student": {"a": torch.zeros(1)}, "epoch": 1}, path), "a dict"),
+        (lambda path: torch.save([torch.zeros(1)], path), "a list .*not a state dict"),
+        (lambda path: torch.save({}, path), "a dict .*not a state dict"),
     ],
 )
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_a_file_that_holds_no_weights_is_named(content, message, name, tmp_path):
-    (tmp_path / name).write_bytes(content)
+def test_a_file_that_holds_no_weights_is_refused(content, message, name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else content(path)
     for load in (load_resnet18, lambda path: load_clip(TINY, path)):
         with pytest.raises(InputError, match=rf"weights .*{name}: {message}") as caught:
-            load(str(tmp_path / name))
+            load(str(path))
         assert "\n" not in str(caught.value)
-
-
-def test_what_torch_saved_but_is_no_state_dict_is_named(tiny, tmp_path):
-    file = tmp_path / "w.pt"
-    for saved, message in (
-        (nn.Linear(1, 1), r"pickled objects \(torch\.nn.*Linear.*save model\.state_dict"),
-        ({"student": {"a": torch.zeros(1)}, "epoch": 1}, "a dict of student, epoch"),
-        ([torch.zeros(1)], "a list, not a state dict"),
-        ({}, "a dict that is empty"),
-    ):
-        torch.save(saved, file)
-        with pytest.raises(InputError, match=rf"w\.pt: {message}"):
-            load_resnet18(str(file))
-    torch.jit.script(nn.Linear(1, 1)).save(file)
-    with pytest.raises(InputError, match="a TorchScript archive"):
-        load_resnet18(str(file))
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("resnet18.pth", b"")
-    with pytest.raises(InputError, match="unpack it"):
-        load_resnet18(str(file))
-    for name in ("w.pt", "w.safetensors"):
-        torch.save(tiny.state_dict(), file) if name == "w.pt" else save_file(
-            tiny.state_dict(), tmp_path / name
-        )
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(InputError, match="cut short"):
-            load_clip(TINY, str(tmp_path / name))
 
 
 @pytest.fixture
@@ -290,14 +273,12 @@ def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path):
         ((TINY, str(tmp_path)), "holds open_clip_config.json"),
         ((f"local-dir:{tmp_path}/absent",), "neither a file nor a folder"),
         (("hf-hub:nobody/nothing",), r"hf-hub:nobody/nothing .*cannot be loaded"),
-        ((TINY, "hf-hub:nobody/nothing"), "configuration of hf-hub:nobody/nothing cannot be read"),
+        ((TINY, "hf-hub:nobody/nothing"), "nothing of camvid-tiny cannot be loaded"),
     ):
         with pytest.raises(InputError, match=message):
             load_clip(*arguments)
-    with pytest.raises(InputError, match=r"not a file of resnet18: set encoder=local-dir:.*own"):
-        load_resnet18(str(folder))
     (folder / "open_clip_pytorch_model.bin").write_text("version https://git-lfs.github.com\n")
-    with pytest.raises(InputError, match="a Git LFS pointer"):
+    with pytest.raises(InputError, match="git-lfs"):
         load_clip(f"local-dir:{folder}")
     (folder / "open_clip_config.json").write_text("{}")
     with pytest.raises(InputError, match="own"):
@@ -312,11 +293,14 @@ def test_a_run_on_a_folder_is_known_by_the_content_of_its_weights(
     assert main(command) == 0
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().out
+    assert camvid_lang.load(tmp_path / "out").similarity(["lorry"]).shape == (1, 11)
     state = torch.load(folder / "open_clip_pytorch_model.bin")
     state["visual.head.proj.weight"] *= 2
     torch.save(state, folder / "open_clip_pytorch_model.bin")
     assert main(command) == 1
     assert "weights has other content" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"weights local-dir:.*: the content is not"):
+        camvid_lang.load(tmp_path / "out")
 
 
 def test_resnet18_has_four_taps_at_any_size():

@@ -14,7 +14,6 @@ import pytest
 import torch
 from kill_harness import Harness, check, equal
 
-from camvid_lang.cli import main
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import configure
 from camvid_lang.run import load_run, run
@@ -406,15 +405,6 @@ def test_a_signal_ends_the_command_with_one_line(number, code, tiny_dataset, tmp
     assert output.strip().endswith("stopped; run again to resume after the last complete epoch")
     assert "Traceback" not in output
     assert Checkpoints(out / "checkpoints").newest()
-
-
-def test_errors_are_one_line_on_the_command_line(tiny_dataset, tmp_path, capsys):
-    out = tmp_path / "out"
-    command = ["run", "frozen-names", "--profile", "smoke", "--data", str(tiny_dataset)]
-    assert main([*command, "--out", str(out)]) == 0
-    assert main([*command, "--out", str(out), "--set", "lr=0.1"]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"error: {out} holds another run (lr was 0.0004, now 0.1): undo")
 
 
 @pytest.mark.slow

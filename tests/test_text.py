@@ -32,23 +32,36 @@ def test_the_two_text_sets_name_the_eleven_classes():
     assert set(ALIASES) == set(CLASSES)
 
 
-def test_lists_mappings_and_files_are_accepted(tmp_path):
+def test_lists_and_mappings_are_accepted():
     spaced = {"car": ["car"], "shop  window": ["shop window"]}
     assert class_prompts(["car", "shop  window"]) == spaced
     mapping = {"vehicle": ["car", "lorry"], "tree": "tree"}
-    expected = {"vehicle": ["car", "lorry"], "tree": ["tree"]}
-    assert class_prompts(mapping) == expected
-    (tmp_path / "set.json").write_text(json.dumps(mapping))
-    assert class_prompts(str(tmp_path / "set.json")) == expected
+    assert class_prompts(mapping) == {"vehicle": ["car", "lorry"], "tree": ["tree"]}
 
 
-@pytest.mark.parametrize("bad", [[], {}, [""], ["car", "car"], {"a": []}, {"a": [3]}, [None], 7])
+@pytest.mark.parametrize(
+    "bad", [[], {}, [""], ["car", "car"], {"a": []}, {"a": [3]}, {"a": {"b": "c"}}, [None], [["a"]]]
+)
 def test_unusable_classes_are_refused(bad, tmp_path):
-    if bad != 7:
-        with pytest.raises(InputError, match="class"):
-            class_prompts(bad)
+    with pytest.raises(InputError, match="class"):
+        class_prompts(bad)
     (tmp_path / "set.json").write_text(json.dumps(bad))
-    with pytest.raises(InputError, match=r"set\.json.*(class|JSON)"):
+    for read in (class_prompts, parse_classes):
+        with pytest.raises(InputError, match=r"set\.json.*class"):
+            read(str(tmp_path / "set.json"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b'{"car": "a", "car": "b"}', b'["car",]', b"car, tree", b'"car"', b"7", b"null", b""),
+        *(b"\xff\xfe", b"[" * 100_000, b'{"a": NaN', b"1e999999", '["pavé"]'.encode("latin-1")),
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_a_damaged_text_set_is_named(content, tmp_path):
+    (tmp_path / "set.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"set\.json"):
         class_prompts(str(tmp_path / "set.json"))
 
 
@@ -116,19 +129,6 @@ def test_a_file_of_classes_that_is_missing_is_no_class():
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        *('{"car": "a", "car": "b"}', '{"car": 1}', "[1, 2]", '["car", null]', '[["car"]]', "{}"),
-        *('["car",]', "car, tree", '{"car": {"a": "b"}}', '"car"'),
-    ],
-)
-def test_unusable_json_is_refused(content, tmp_path):
-    (tmp_path / "set.json").write_text(content)
-    with pytest.raises(InputError, match=r"set\.json"):
-        parse_classes(tmp_path / "set.json")
-
-
-@pytest.mark.parametrize(
     "classes",
     [
         ["Car", "car"],
@@ -139,7 +139,7 @@ def test_unusable_json_is_refused(content, tmp_path):
     ],
 )
 def test_what_clip_cannot_tell_apart_is_one_class(classes):
-    with pytest.raises(InputError, match=r"is given twice(, as '.*case and spaces.*)?: name"):
+    with pytest.raises(InputError, match=r"is given twice, as .*case and spaces"):
         parse_classes(classes)
     assert list(parse_classes(["cafe\u0301"])) == ["caf\u00e9"]
 
@@ -187,13 +187,6 @@ def test_a_bank_is_searched_by_alias_where_the_name_is_missing(tmp_path):
         encoder.encode(["sidewalks"])
 
 
-def test_a_bank_may_name_its_model(tmp_path):
-    arrays = {"phrases": ["car"], "embeddings": np.ones((1, 2))}
-    for given, model in (({}, ""), ({"model": "ViT-B-16"}, "ViT-B-16"), ({"model": ["a"]}, "a")):
-        np.savez(tmp_path / "bank.npz", **arrays, **given)
-        assert TextBank(tmp_path / "bank.npz").model == model
-
-
 def test_banks_that_cannot_be_used_are_refused(tmp_path):
     one = np.array(["a"])
     for name, arrays in {
@@ -236,13 +229,3 @@ def test_one_prompt_in_two_unicode_forms_is_one_prompt(tmp_path):
     text_bank, vectors = bank(tmp_path / "bank.npz", [apart, "car"])
     for prompt in (composed, apart):
         assert text_bank.encode([prompt])[0].allclose(vectors[0])
-
-
-def test_a_text_set_may_have_a_byte_order_mark(tmp_path):
-    file = tmp_path / "set.json"
-    text = json.dumps({"rue": ["rue pavée"]}, ensure_ascii=False)
-    file.write_text(text, encoding="utf-8-sig")
-    assert class_prompts(str(file)) == {"rue": ["rue pavée"]}
-    file.write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"set\.json"):
-        class_prompts(str(file))

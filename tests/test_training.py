@@ -162,14 +162,6 @@ def test_both_groups_are_annealed(tiny_dataset, tmp_path):
     assert [g["weight_decay"] for g in groups] == [1e-4, 2.5e-5]
 
 
-def test_finished_training_is_not_repeated(tiny_dataset, tmp_path):
-    entry = experiment(epochs=1)
-    trained(entry, tiny_dataset, tmp_path)
-    before = [(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()]
-    assert len(trained(entry, tiny_dataset, tmp_path)[1]) == 1
-    assert [(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()] == before
-
-
 def test_a_checkpoint_of_another_run_is_refused(tiny_dataset, make_dataset, tmp_path):
     trained(experiment(epochs=1), tiny_dataset, tmp_path / "c")
     other = make_dataset("other", seed=1)  # the same names

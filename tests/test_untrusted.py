@@ -24,7 +24,7 @@ from camvid_lang.data.camvid import read_image, read_label
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
 from camvid_lang.models.encoder import ASSETS, TINY, load_clip
-from camvid_lang.models.text import TextBank, class_prompts, embed_classes, parse_classes
+from camvid_lang.models.text import TextBank, class_prompts, parse_classes
 from camvid_lang.segmenter import load, read_rgb
 
 
@@ -202,15 +202,6 @@ def test_any_json_as_a_text_set(value, tmp_path_factory):
         assert all(isinstance(p, str) and p for group in prompts.values() for p in group)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN', b"1e999999", b"null"]
-)
-def test_a_damaged_text_set_is_named(content, tmp_path):
-    (tmp_path / "odd.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"odd\.json"):
-        class_prompts(str(tmp_path / "odd.json"))
-
-
 @fuzz(300)
 @given(
     name=st.sampled_from(sorted(EXPERIMENTS)),
@@ -239,24 +230,14 @@ def test_settings_that_no_run_writes_are_refused(key, value):
 # Text banks and weights
 
 
-def write_bank(path, prompts=("car", "van", "tree"), vectors=((1, 0), (-1, 0), (0, 1))):
-    np.savez(path, phrases=np.array(prompts), embeddings=np.array(vectors, dtype=np.float32))
-    return path
-
-
 @fuzz(150)
 @given(steps=changes)
 def test_damaged_text_banks(steps, tmp_path_factory):
-    path = write_bank(tmp_path_factory.getbasetemp() / "bank.npz")
+    path = tmp_path_factory.getbasetemp() / "bank.npz"
+    np.savez(path, phrases=np.array(["car", "tree"]), embeddings=np.eye(2, dtype=np.float32))
     path.write_bytes(damage(path.read_bytes(), steps))
     with result_or_input_error():
         assert TextBank(path).encode(["car"]).isfinite().all()
-
-
-def test_prompts_that_cancel_are_refused(tmp_path):
-    bank = TextBank(write_bank(tmp_path / "bank.npz"))
-    with pytest.raises(InputError, match=r"'car'.*cancel"):
-        embed_classes({"tree": ["tree"], "car": ["car", "van"]}, bank)
 
 
 @pytest.mark.slow

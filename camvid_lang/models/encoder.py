@@ -5,24 +5,19 @@ Both take RGB images and return four maps at strides 4, 8, 16 and 32, finest fir
 
 import contextlib
 import logging
-import pickle
-import shutil
 import tempfile
 import warnings
-import zipfile
-from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
+from camvid_lang.models.weights import check_finite, read_state_dict
 
 __all__ = [
     "RESNET18",
@@ -39,15 +34,8 @@ __all__ = [
 
 ASSETS = Path(__file__).parent.parent / "assets"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Raised for weights that are missing, damaged or of another model; the hub's are OSErrors.
-UNLOADABLE = (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError)
-UNLOADABLE += (EOFError, StopIteration, AssertionError, pickle.UnpicklingError, SafetensorError)
 FOLDER, HUB = "local-dir:", "hf-hub:"  # open_clip's names for a model with its configuration
 CONFIG = "open_clip_config.json"
-# Where checkpoints keep the state dict; averaged weights come first, as in timm. open_clip itself
-# reads `state_dict` where there is one.
-CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict")
-CONTAINERS += ("model_state_dict", "model", "module", "network", "net", "weights", "params")
 
 
 def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
@@ -69,51 +57,39 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
     """
     if name == TINY and TINY not in open_clip.list_models():
         open_clip.add_model_config(ASSETS / f"{TINY}.json")
-    own = name.startswith((FOLDER, HUB))
-    if not own and name not in open_clip.list_models():
+    if not name.startswith((FOLDER, HUB)) and name not in open_clip.list_models():
         raise InputError(
             f"encoder {name!r} is not a model of open_clip: see open_clip.list_models(), or give "
             f"{FOLDER}FOLDER or {HUB}ORG/NAME"
         )
     if weights == "random":
-        with _explained(f"encoder {name} cannot be read"), _without_warnings():
+        with _explained(f"encoder {name} cannot be read"):
             return open_clip.create_model(name, load_weights=False).eval()
     source = resolve_weights(name, weights)
-    if download := open_clip.get_pretrained_cfg(name, source):
-        # create_model would download too, but logs the error that it raises.
-        with _explained(f"weights '{source}' of {name} cannot be downloaded"):
-            open_clip.download_pretrained(download)
     files = weight_files(name, source)
-    if not (download or files or source.startswith(HUB)):
+    if not (files or source.startswith(HUB) or open_clip.is_pretrained_cfg(name, source)):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise InputError(
             f"weights '{source}' are neither a file nor a folder nor a tag of {name} (has: {tags})"
         )
-    if folder := len(files) == 2:
-        source = f"{FOLDER}{source.removeprefix(FOLDER)}"
-    if not own and (folder or source.startswith(HUB)):
-        _compare_models(name, source)
-    try:
-        model = _create(name, source)
-    except UNLOADABLE as error:
-        if not files:
-            raise InputError(
-                _unfit(f"weights {source} of {name} cannot be loaded", error)
-            ) from error
-        state = _read_weights(files[-1])
-        with tempfile.TemporaryDirectory() as copy:
-            file = f"{copy}/open_clip_pytorch_model.bin"
-            torch.save(state, file)
-            if folder:
-                shutil.copy(files[0], copy)
-            with _explained(f"weights {source}{_seems(state)} do not fit open_clip's {name}"):
-                model = _create(name, f"{FOLDER}{copy}" if folder else file)
-    _refuse_not_finite(model, weights or name)
+    architecture = name
+    if source.startswith(HUB):
+        architecture = source
+    elif len(files) == 2:
+        architecture = f"{FOLDER}{files[0].parent}"
+    with _explained(f"weights {source} of {name} cannot be loaded"):
+        if name != architecture:
+            _refuse_another(name, architecture)
+        if files:
+            model = _create_from_file(architecture, files[-1])
+        else:
+            model = open_clip.create_model(architecture, source, require_pretrained=True)
+    check_finite(model, source)
     return model.eval()
 
 
 def resolve_weights(name: str, weights: str = "") -> str:
-    """The tag, file or folder that `load_clip` reads: `weights`, or the default of model `name`.
+    """The tag, file or folder that is read: `weights`, or the default of open_clip's `name`.
 
     Raises:
         InputError: no weights given, and open_clip has none for this model; or both given, with a
@@ -123,6 +99,8 @@ def resolve_weights(name: str, weights: str = "") -> str:
         >>> resolve_weights("convnext_base_w_320")
         'laion_aesthetic_s13b_b82k_augreg'
     """
+    if name == RESNET18 or weights == "random":
+        return weights
     if name.startswith((FOLDER, HUB)):
         if weights:
             raise InputError(f"encoder {name} has its own weights: leave out weights ({weights})")
@@ -159,179 +137,46 @@ def weight_files(name: str, source: str) -> list[Path]:
     return [path / CONFIG, (named or found)[0]]
 
 
-def _create(name: str, source: str) -> open_clip.CLIP:
-    with warnings.catch_warnings():  # torch's, about files that are refused in one line
-        warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received")
-        if source.startswith((FOLDER, HUB)):
-            return open_clip.create_model(source, require_pretrained=True)
-        return open_clip.create_model(name, pretrained=source, require_pretrained=True)
+def _create_from_file(architecture: str, file: Path) -> open_clip.CLIP:
+    """The model of a name or `local-dir:`, with the weights in a file."""
+    model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False)
+    try:
+        open_clip.load_checkpoint(model, str(file))
+    except Exception:  # another kind of checkpoint, or no weights at all
+        state = read_state_dict(file)
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state, f"{folder}/weights.pt")
+            open_clip.load_checkpoint(model, f"{folder}/weights.pt")
+    return model
 
 
-def _compare_models(name: str, source: str) -> None:
-    """Refuse the weights `source` of another model than `name`, by their configurations."""
+def _refuse_another(name: str, architecture: str) -> None:
+    """Raise `InputError` where the configuration is of another model than `name`."""
     keys = ("embed_dim", "quick_gelu", "timm_model_name", "context_length", "vocab_size")
-    with _explained(f"the configuration of {source} cannot be read"):
-        configs = [open_clip.get_model_config(which) for which in (source, name)]
-        parts = [{**c["text_cfg"], **c["vision_cfg"], **c} for c in configs]
-        differs = [key for key in keys if (parts[0].get(key) or 0) != (parts[1].get(key) or 0)]
-    if differs:
+    configs = [open_clip.get_model_config(which) for which in (architecture, name)]
+    theirs, own = ({**c["text_cfg"], **c["vision_cfg"], **c} for c in configs)
+    if differs := [key for key in keys if (theirs.get(key) or 0) != (own.get(key) or 0)]:
         raise InputError(
-            f"weights {source} are not of {name} ({', '.join(differs)} differ): set encoder to "
-            f"{source} and leave out weights"
+            f"weights {architecture} are not of {name} ({', '.join(differs)} differ): set encoder "
+            f"to {architecture} and leave out weights"
         )
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file, by names without wrappers' prefixes; code in it is never run.
-
-    Raises:
-        InputError: a file without a state dict; the message says what it is.
-    """
-    with file.open("rb") as opened:
-        head = opened.read(2048)
-    zipped = zipfile.is_zipfile(file)
-    tensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30  # safetensors
-    if problem := "" if zipped or tensors else _not_weights(head):
-        raise InputError(f"weights {file}: {problem}")
-    try:
-        if tensors:
-            saved = load_file(file)
-        else:  # opened, since torch would go by the name; timm's trainer saves a Namespace
-            with (
-                file.open("rb") as opened,
-                torch.serialization.safe_globals([Namespace]),
-                warnings.catch_warnings(),
-            ):
-                warnings.simplefilter("ignore")  # of torch, about what is refused here
-                saved = torch.load(opened, "cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise almost any exception
-        kind = "safetensors" if tensors else "neither safetensors nor of torch.save, or"
-        pickled = zipped or (head.startswith(b"\x80") and not tensors)
-        what = (pickled and _pickled(file)) or f"{kind} damaged or cut short; download it again"
-        raise InputError(f"weights {file}: {what}") from error
-    found = saved
-    while isinstance(found, Mapping) and (
-        inner := [found[key] for key in CONTAINERS if isinstance(found.get(key), Mapping)]
-    ):
-        found = inner[0]
-    found = found if isinstance(found, Mapping) else {}
-    state = _plain_names({str(k): v for k, v in found.items() if isinstance(v, Tensor)}, file)
-    if not state:
-        what = type(saved).__name__
-        if isinstance(saved, Mapping):
-            what += f" of {', '.join(map(str, list(saved)[:5]))}" if saved else " that is empty"
-        raise InputError(f"weights {file}: a {what}, not a state dict; save model.state_dict()")
-    return state
-
-
-def _plain_names(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Names as in the network itself, without what DataParallel, compilers and trainers add."""
-    state = {key: value for key, value in state.items() if key != "n_averaged"}  # AveragedModel's
-    names = {}
-    for key in state:
-        parts = [part for part in key.split(".") if part not in ("module", "_orig_mod")]
-        while parts[0:1] == ["model"]:
-            parts.pop(0)
-        names[key] = parts
-    # A name before all others is a wrapper's too, but for a CLIP file of the image tower alone.
-    while len(first := {parts[0] if parts[1:] else "" for parts in names.values()}) == 1:
-        if first & {"", "visual"}:
-            break
-        names = {key: parts[1:] for key, parts in names.items()}
-    plain = {".".join(names[key]): value for key, value in state.items()}
-    if len(plain) < len(state):
-        raise InputError(
-            f"weights {file}: two networks in one state dict (such as {', '.join(list(state)[:2])})"
-            "; save the state_dict() of one"
-        )
-    return plain
-
-
-def _not_weights(head: bytes) -> str:
-    """What a file is that is not of weights, by its first bytes, and how to fix it; or ''."""
-    text = head.decode("utf-8-sig", errors="replace").strip()
-    if head.startswith(b"PK"):
-        return "a zip archive that is cut short; download it again"
-    if not text:
-        return "an empty file; download it again"
-    if not all(letter.isprintable() or letter.isspace() for letter in text):
-        return ""
-    if text.startswith("version https://git-lfs"):
-        return "a Git LFS pointer, not the weights; run `git lfs pull`, or download the file itself"
-    if "<html" in text.lower() or "<!doctype html" in text.lower():
-        return "a web page, not weights (sign-in, quota, wrong link?); download the file itself"
-    return f"a text file, not weights (it begins with {text[:40]!r}); give the right file"
-
-
-def _pickled(file: Path) -> str:
-    """What keeps torch from reading a zip archive or a pickle safely, and how to fix it; or ''."""
-    members, objects = None, []
-    with contextlib.suppress(Exception):  # damaged bytes raise almost any exception
-        with zipfile.ZipFile(file) as archive:
-            members = {Path(name).name for name in archive.namelist()}
-        objects = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    if members is not None and "data.pkl" not in members:
-        return "a zip archive, not a file of torch.save; unpack it and give the weights in it"
-    if members and "constants.pkl" in members:
-        return "a TorchScript archive, which holds code; save its state_dict() with torch.save"
-    if members and not objects:
-        return ""
-    what = f"pickled objects ({', '.join(objects[:3])})" if objects else "not a pickle of tensors"
-    return f"{what}, and to load it may run code; save model.state_dict() with torch.save"
-
-
-def _seems(keys: Iterable[str]) -> str:
-    """' (a ResNet-50)', or what else a state dict looks like by its keys."""
-    blocks = tuple(
-        len({key.split(".")[1] for key in keys if key.startswith(f"layer{stage}.")})
-        for stage in range(1, 5)
-    )
-    if all(blocks):
-        bottleneck = "layer1.0.conv3.weight" in keys
-        depth = (3 if bottleneck else 2) * sum(blocks) + 2
-        return f" (a ResNet-{depth})"
-    for start, what in (
-        ("visual.", "an open_clip model"),
-        ("vision_model.", "a CLIP of transformers, not of open_clip"),
-        ("stages.", "an image network without text tower"),
-    ):
-        if any(key.startswith(start) for key in keys):
-            return f" ({what})"
-    return f" (of {', '.join(list(keys)[:2])}, ...)"
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Drop open_clip's warning that weights are random, where that is what is wanted."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "No pretrained weights" not in str(record.msg)
-
-    logging.getLogger().addFilter(keep)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeFilter(keep)
 
 
 @contextlib.contextmanager
 def _explained(problem: str) -> Iterator[None]:
-    """Report a loading error as an `InputError`, its own text on one line."""
+    """Report any error as one `InputError`, without what is logged on the way to it."""
+    logging.disable()
     try:
-        yield
-    except UNLOADABLE as error:
-        raise InputError(_unfit(problem, error)) from error
-
-
-def _unfit(problem: str, error: BaseException) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-    return f"{problem} ({reason}): set weights to a file that fits"
-
-
-def _refuse_not_finite(model: nn.Module, source: str) -> None:
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            raise InputError(f"weights {source}: {name} is not finite; download the file again")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received")
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # open_clip, timm, torch and the hub raise almost any exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise InputError(f"{problem} ({reason}): set weights to a file that fits") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class _Normalise(nn.Module):
@@ -430,19 +275,14 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
     Raises:
         InputError: weights that are missing, cannot be downloaded or do not fit.
     """
-    if weights in ("", "random"):
-        with _explained(f"ImageNet weights of {RESNET18} cannot be downloaded"):
-            network = timm.create_model(RESNET18, pretrained=not weights)
-    elif (folder := Path(weights.removeprefix(FOLDER))).is_dir() or weights.startswith(HUB):
-        clip = f"{FOLDER}{folder}" if folder.is_dir() else weights
-        raise InputError(f"weights {weights} are not a file of {RESNET18}: set encoder={clip}")
-    elif not Path(weights).is_file():
+    file = Path(weights)
+    if weights not in ("", "random") and not file.is_file():
         raise InputError(f"weights file {weights} is missing: set weights to a file")
-    else:
-        network = timm.create_model(RESNET18, num_classes=0)
-        state = _read_weights(Path(weights))
-        with _explained(f"weights {weights}{_seems(state)} do not fit {RESNET18}"):
+    with _explained(f"weights {weights or 'of ImageNet'} of {RESNET18} cannot be loaded"):
+        network = timm.create_model(RESNET18, pretrained=not weights)
+        network.reset_classifier(0)
+        if file.is_file():
+            state = read_state_dict(file)
             network.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
-        _refuse_not_finite(network, weights)
-    network.reset_classifier(0)
+    check_finite(network, weights)
     return ResNetEncoder(network)

@@ -70,13 +70,15 @@ def class_prompts(
     return _collect((name, name) for name in classes)
 
 
-# A class or prompt: in quotes, straight or typographic, or up to the next separator (commas of all
-# scripts). Apostrophes quote only what lies between two separators.
-_ITEM = re.compile(
-    r"""\s*(?: "((?:[^"]|"")*)" | [“”„«]([^“”»]*)[“”»] | ['‘]([^'’]*)['’](?=\s*(?:[,，、،|]|$))
-    | ([^\s"“”„«,，、،|][^,，、،|]*|) )\s*([,，、،|]|$)""",
+_COMMAS = ",，、،"
+# A class or prompt in quotes, straight or typographic, between two separators.
+_QUOTED = re.compile(
+    rf"""(?:^|(?<=[|{_COMMAS}]))\s*
+    (?: "([^"]*)" | [“”„«]([^“”»]*)[“”»] | ['‘]([^'’]*)['’] )
+    \s*(?=[|{_COMMAS}]|$)""",
     re.VERBOSE,
 )
+_HIDDEN = "\ue000\ue001\ue002\ue003"  # in place of commas in quotes; Unicode has no letters there
 
 
 def parse_classes(
@@ -102,59 +104,56 @@ def parse_classes(
     name = str(text).strip()
     if isinstance(text, Path) or (os.path.isfile(name) and Path(name).suffix):
         return _read_classes(name)
-    if re.fullmatch(r"""(?i)[^"“”„«'‘,，、،|]+\.(json|txt)""", name):
+    if re.fullmatch(rf"""(?i)[^"“”„«'‘|{_COMMAS}]+\.(json|txt)""", name):
         raise InputError(f"file {name} is missing; write a class of this name in quotes")
     return _parse(str(text))
 
 
 def _read_classes(path: str) -> dict[str, list[str]]:
-    kind = "JSON" if path.lower().endswith(".json") else "text"
+    json_file = path.lower().endswith(".json")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        return _parse(text) if kind == "text" else class_prompts(_read_json(text))
-    except (OSError, ValueError, RecursionError, InputError) as error:
+        return _parse_json(text) if json_file else _parse(text)
+    except (OSError, ValueError, InputError) as error:
+        kind = "JSON" if json_file else "text"
         raise InputError(
             f"{path} is not a readable UTF-8 {kind} file of classes ({error})"
         ) from error
 
 
-def _read_json(text: str) -> list | dict:
+def _parse_json(text: str) -> dict[str, list[str]]:
     def refuse_twice(pairs: list[tuple[str, object]]) -> dict:  # json would keep the last
         if len(found := dict(pairs)) < len(pairs):
             raise InputError("a class is given twice: name each class once")
         return found
 
-    read = json.loads(text, object_pairs_hook=refuse_twice)
+    try:
+        read = json.loads(text, object_pairs_hook=refuse_twice)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'classes are not JSON ({error}), such as ["car", "tree"]') from error
     if not isinstance(read, list | dict):
         raise InputError("a JSON list or mapping of prompts is needed")
-    return read
+    return class_prompts(read)
 
 
 def _parse(text: str) -> dict[str, list[str]]:
-    text, entries = text.removeprefix("\ufeff").strip(), []
+    text = text.removeprefix("\ufeff").strip()
     if text[:1] + text[-1:] in ("[]", "{}"):
-        try:
-            return class_prompts(_read_json(text))
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f'classes in brackets are not JSON ({error}): write ["car", "tree"], or car, tree'
-            ) from error
+        return _parse_json(text)
+    hide, show = str.maketrans(_COMMAS, _HIDDEN), str.maketrans(_HIDDEN, _COMMAS)
+    classes = []
     for line in text.splitlines():
-        prompts, at, separator = [], 0, ","
-        while separator:
-            if not (found := _ITEM.match(line, at)):
+        line = _QUOTED.sub(lambda found: found[found.lastindex].translate(hide), line)
+        for entry in re.split(f"[{_COMMAS}]", line):
+            prompts = [prompt.strip().translate(show) for prompt in entry.split("|")]
+            if broken := [prompt for prompt in prompts if prompt[:1] in {*'"“”„«'}]:
                 raise InputError(
-                    f"classes cannot be read from {line[at:].strip()[:60]!r}: quote a whole class, "
-                    'as in "sign, round", tree'
+                    f"classes cannot be read from {broken[0][:60]!r}: quote a whole class, as in "
+                    '"sign, round", tree'
                 )
-            *items, separator = found.groups()
-            item = next(item for item in items if item is not None).replace('""', '"')
-            prompts += [prompt.strip() for prompt in item.split("|")]
-            at = found.end()
-            if separator != "|":
-                entries += [prompts] if prompts != [""] else []
-                prompts = []
-    return _collect((prompts[0], prompts) for prompts in entries)
+            if prompts != [""]:
+                classes.append((prompts[0], prompts))
+    return _collect(classes)
 
 
 def _collect(pairs: Iterable[tuple[str, str | Sequence[str]]]) -> dict[str, list[str]]:
@@ -171,8 +170,10 @@ def _collect(pairs: Iterable[tuple[str, str | Sequence[str]]]) -> dict[str, list
         prompts = [" ".join(unicodedata.normalize("NFC", prompt).split()) for prompt in prompts]
         for key in (name.lower(), frozenset(prompt.lower() for prompt in prompts)):
             if other := seen.get(key):
-                also = f", as {other!r} (case and spaces do not count)" if other != name else ""
-                raise InputError(f"class {name!r} is given twice{also}: name each class once")
+                raise InputError(
+                    f"class {name!r} is given twice, as {other!r} (case and spaces do not count): "
+                    "name each class once"
+                )
             seen[key] = name
         classes[name] = prompts
     if not classes:
@@ -190,10 +191,7 @@ class TextEncoder(Protocol):
 
 
 def embed_classes(classes: Mapping[str, Sequence[str]], encoder: TextEncoder) -> Tensor:
-    """Text matrix (K, C), float32, rows of length one, in the order of `classes`.
-
-    Args:
-        classes: {class: [prompt, ...]}, see `class_prompts`.
+    """Text matrix (K, C), float32, rows of length one, of {class: [prompt, ...]}.
 
     Raises:
         InputError: a prompt that cannot be embedded, or a class whose embeddings cancel.
