@@ -155,7 +155,6 @@ def run(
     mirror: str | Path | None = None,
     on_epoch: Callable[[list[dict]], object] | None = None,
     command: str = "",
-    keep_finished: bool = False,
 ) -> dict:
     """Train (or resume training) and evaluate; returns what `results.json` then holds.
 
@@ -168,7 +167,6 @@ def run(
             a run is resumed where `out` is behind it.
         on_epoch: called after each epoch with the history so far, see `training.loop.train`.
         command: kept with the results, to say how they were made.
-        keep_finished: read a finished run of other settings with a note instead of refusing it.
 
     Raises:
         InputError: anything wrong with the data, the weights, or the folder's earlier run; a
@@ -206,7 +204,7 @@ def run(
             copies.clear() if fresh else copies.restore(name)
         try:
             if (out / "results.json").exists():
-                return _read_finished(experiment, out, about, about_data, keep_finished)
+                return _read_finished(experiment, out, about, about_data)
             model, text_encoder = build_model(experiment, prompts)
             model, history, train_miou = to_device(model, where), [], None
             if training:
@@ -283,9 +281,7 @@ def _lock(out: Path) -> AbstractContextManager:
         ) from error
 
 
-def _read_finished(
-    experiment: Experiment, out: Path, about: dict, data: dict, keep_finished: bool
-) -> dict:
+def _read_finished(experiment: Experiment, out: Path, about: dict, data: dict) -> dict:
     """The results of a finished run; `InputError` where it is of other settings, words or data."""
     results = read_results(out / "results.json")
     changed = changed_settings(results["settings"], experiment.settings())
@@ -294,9 +290,6 @@ def _read_finished(
             changed.append(f"{key} has other content")
     if results["prompts"] != about["prompts"]:
         changed.append("the prompts differ")
-    if changed and keep_finished and results["experiment"] == experiment.name:
-        print(f"note: {out} holds a run of other settings ({'; '.join(changed)}); it is kept")
-        changed = []
     for key, split in (("digest", "test"), ("train_digest", "training")):
         if results["data"].get(key) != data[key]:
             changed.append(f"the {split} frames differ from those of {results['data']['name']}")

@@ -24,6 +24,7 @@ from camvid_lang.run import load_run
 __all__ = ["Segmentation", "Segmenter", "class_colours", "load", "read_rgb"]
 
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
+DEMO = Path(__file__).parent / "assets" / "demo" / "full-narrow-descriptions"
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -40,7 +41,8 @@ def load(
     """Load the model of a run.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder; or `demo`, a small model that the package carries, trained on
+            drawn scenes.
         checkpoint: `last`, the end of training, or `best`, by mIoU over the training crops.
         device: `cpu`, `cuda`, or `auto` (CUDA where there is a GPU).
         text_bank: where the run's text bank is now, if it has moved.
@@ -51,6 +53,8 @@ def load(
             missing or others than the run was made with.
     """
     target = pick_device(device)
+    if str(folder) == "demo" and not Path(folder).exists():
+        folder = DEMO
     model, experiment, text_encoder = load_run(folder, checkpoint, text_bank, weights)
     return Segmenter(to_device(model, target), experiment, text_encoder)
 
