@@ -89,22 +89,22 @@ def execute(name, folder, before="", environment=(), **choices):
     return text
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """The folder that holds data and runs, so that later notebooks read what earlier ones ran."""
-    return tmp_path_factory.mktemp("work")
+@pytest.mark.slow
+def test_all_six_run_in_order(tmp_path):
+    printed = {name: execute(name, tmp_path) for name in NAMES}
+    analysis = printed["05_analysis"]
+    assert len(list(tmp_path.glob("runs/scenes-smoke/*/results.json"))) == 9
+    assert "missing: none" in analysis
+    assert "drawn road scenes" in analysis
+    assert "63.16" not in analysis  # the thesis's, on other data
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("notebooks")  # on one worker, as `work` is shared
-@pytest.mark.parametrize("name", NAMES)
-def test_all_six_run_in_order(name, work):
-    printed = execute(name, work)
-    if name == "05_analysis":
-        assert len(list(work.glob("runs/scenes-smoke/*/results.json"))) == 9
-        assert "missing: none" in printed
-        assert "drawn road scenes" in printed
-        assert "63.16" not in printed  # the thesis's, on other data
+@pytest.mark.parametrize("name", ["05_analysis", "06_open_vocabulary"])
+def test_on_a_machine_without_runs_those_of_the_package_are_shown(name, tmp_path):
+    printed = execute(name, tmp_path, DATA="camvid", PROFILE="auto")  # no CamVid is downloaded
+    assert "no run is finished in" in printed
+    assert "full-narrow-descriptions" in printed
 
 
 @pytest.mark.slow
@@ -168,5 +168,7 @@ def test_in_colab_the_package_is_cloned_and_drive_outlives_the_machine(tmp_path)
     # The next machine has an empty disk and the same Drive.
     machine.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old" / drive, machine / drive)
-    printed = execute("06_open_vocabulary", machine, environment=environment, DRIVE=True)
+    printed = execute(
+        "06_open_vocabulary", machine, environment=environment, DRIVE=True, RUN="frozen-names"
+    )
     assert "frozen-names, trained on: sky" in printed
