@@ -109,7 +109,7 @@ def test_on_a_machine_without_runs_those_of_the_package_are_shown(name, tmp_path
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_03_it_is_resumed(tmp_path):
-    run = tmp_path / "runs" / "scenes-smoke" / "frozen-names epochs=20"
+    run = tmp_path / "runs" / "scenes-smoke" / "frozen-names epochs=8"
     saved = []
 
     def kill():
@@ -121,12 +121,12 @@ def test_killed_in_the_middle_of_03_it_is_resumed(tmp_path):
     threading.Thread(target=kill, daemon=True).start()
     write_pid = "\nimport os\nprint(os.getpid(), file=open('pid', 'w'), flush=True)"
     with pytest.raises(DeadKernelError):
-        execute("03_frozen_training", tmp_path, write_pid, SETTINGS="epochs=20")
+        execute("03_frozen_training", tmp_path, write_pid, RUNS="frozen-names", SETTINGS="epochs=8")
     assert len(saved) == 2
     assert not (run / "results.json").exists()
-    execute("03_frozen_training", tmp_path, SETTINGS="epochs=20")
+    execute("03_frozen_training", tmp_path, RUNS="frozen-names", SETTINGS="epochs=8")
     history = json.loads((run / "results.json").read_text())["history"]
-    assert [entry["epoch"] for entry in history] == list(range(1, 21))
+    assert [entry["epoch"] for entry in history] == list(range(1, 9))
 
 
 COLAB = """
@@ -160,7 +160,8 @@ def test_in_colab_the_package_is_cloned_and_drive_outlives_the_machine(tmp_path)
     drive = Path("drive", "MyDrive", "camvid-lang")
     machine = tmp_path / "content"
     machine.mkdir()
-    execute("03_frozen_training", machine, environment=environment, DRIVE=True)
+    choices = {"DRIVE": True, "RUNS": "frozen-names", "RUN": "frozen-names"}
+    execute("03_frozen_training", machine, environment=environment, **choices)
     assert (machine / "camvid-lang" / "camvid_lang" / "__init__.py").is_file()
     mirror = machine / drive / "scenes-smoke" / "frozen-names"
     assert (mirror / "results.json").is_file()
@@ -168,7 +169,5 @@ def test_in_colab_the_package_is_cloned_and_drive_outlives_the_machine(tmp_path)
     # The next machine has an empty disk and the same Drive.
     machine.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old" / drive, machine / drive)
-    printed = execute(
-        "06_open_vocabulary", machine, environment=environment, DRIVE=True, RUN="frozen-names"
-    )
+    printed = execute("06_open_vocabulary", machine, environment=environment, **choices)
     assert "frozen-names, trained on: sky" in printed
