@@ -79,7 +79,7 @@ def banner(results: Results) -> str:
     if not others:
         return ""
     names = sorted({_data_name(result) for result in others.values()})
-    where = " and ".join("a part of CamVid" if n.lower() == "camvid" else n for n in names)
+    where = " and ".join("a copy or part of CamVid" if n.lower() == "camvid" else n for n in names)
     return (
         f"These are not CamVid results{_some_of(others, results)}: they were measured on {where} "
         "and cannot be compared with the thesis's."
