@@ -279,8 +279,6 @@ def download(args: argparse.Namespace) -> None:
     argument("dest", metavar="DEST", help="new folder, for the copy in CamVid's layout"),
     argument("--size", default="same", metavar="WxH",
              help="resize, as in 480x360; the default, same, keeps the size"),
-    argument("--segnet-split", action="store_true",
-             help="SegNet's split in place of Kaggle's folders, for scores that can be compared"),
     *LABEL_IDS,
 )  # fmt: skip
 def convert(args: argparse.Namespace) -> None:
@@ -297,8 +295,7 @@ def convert(args: argparse.Namespace) -> None:
     if not size and args.size != "same":
         raise InputError(f"--size {args.size}: write it as WIDTHxHEIGHT, as in 480x360, or same")
     height_width = (int(size[2]), int(size[1])) if size else None
-    options = {"segnet_split": args.segnet_split, "options": _label_ids(args)}
-    print(convert_data(args.source, args.dest, height_width, **options).summary())
+    print(convert_data(args.source, args.dest, height_width, options=_label_ids(args)).summary())
 
 
 @command(

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from PIL import Image
 from traitlets import Bunch
 
 from camvid_lang.data.camvid import Frames, load_camvid
+from camvid_lang.data.convert import recognise
 from camvid_lang.data.download import download_camvid, unpack
 from camvid_lang.demo import CARRIED, demo_settings
 from camvid_lang.device import pick_device, to_device
@@ -374,16 +376,9 @@ def _unpack_once(archive: Path, data: Path) -> Path:
 
 
 def _find_layout(folder: Path) -> Path:
-    """The folder in CamVid's layout: this one, or one up to three levels below it."""
-    found: list[Path] = []
-    for depth in ("", "*/", "*/*/", "*/*/*/"):
-        labels = (x for x in folder.glob(f"{depth}trainannot") if "__MACOSX" not in x.parts)
-        # What lies in a data set belongs to it.
-        found += [x.parent for x in labels if x.is_dir() and not {*x.parents} & {*found}]
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in sorted(found)[:4])
-        raise InputError(f"DATA: {folder} holds several data sets ({names}): choose one folder")
-    return (found or [folder])[0]
+    """The data set in a folder, or up to three levels below it."""
+    layout = recognise(folder)
+    return layout.root if layout else folder
 
 
 def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Figure]:
@@ -440,11 +435,14 @@ def _notes(segmenter: Segmenter, classes: Classes) -> list[str]:
 def _is_known(segmenter: Segmenter, prompt: str) -> bool:
     """False for a prompt with a word that occurs nowhere in the captions of a tiny text tower."""
     experiment = segmenter.experiment
-    if experiment.text_bank or experiment.encoder not in (TINY, RESNET18):
-        return True
+    tiny = not experiment.text_bank and experiment.encoder in (TINY, RESNET18)
+    return not tiny or _caption_words().issuperset(re.findall(r"\w+", prompt.lower()))
+
+
+@cache
+def _caption_words() -> set[str]:
     texts = chain.from_iterable((*SHORT.values(), *SENTENCES.values()))
-    known = set(re.findall(r"\w+", " ".join(texts).lower()))
-    return known.issuperset(re.findall(r"\w+", prompt.lower()))
+    return set(re.findall(r"\w+", " ".join(texts).lower()))
 
 
 def panel(

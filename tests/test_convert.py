@@ -265,17 +265,13 @@ def test_frames_without_a_place_in_segnets_split_are_counted(
         convert(source, tmp_path / "out2")
 
 
-def test_kaggles_split_is_kept_unless_segnets_is_wanted(drawn: Callable, tmp_path: Path) -> None:
+def test_kaggles_split_is_kept(drawn: Callable, tmp_path: Path) -> None:
     moved = [name.replace("val/", "train/", 1) for name in two_of_each()]
     moved = [*moved[:3], moved[3].replace("train/", "val/"), "train/own_1", *moved[4:]]
     source = copy_of("Kaggle", drawn(moved), tmp_path / "copy")
     report = convert(source, tmp_path / "out")
     assert report.counts == {"train": 4, "val": 1, "test": 2}
     assert report.differences["frames of another split"] == [moved[2]]
-    with pytest.warns(UserWarning, match="not in SegNet's split: 1 in train"):
-        report = convert(source, tmp_path / "out2", segnet_split=True)
-    assert report.counts == {"train": 3, "val": 2, "test": 2}
-    assert "frames of another split" not in report.differences
 
 
 # Defects: all are named, and nothing is written

@@ -110,20 +110,21 @@ def recognise(root: Path) -> Layout | None:
     Raises:
         InputError: there are several.
     """
+    found: list[Layout] = []
     folders, level = [], [root]
     for _ in range(4):
-        found = [layout for folder in level if (layout := _by_folders(folder))]
-        if len(found) > 1:
-            names = ", ".join(str(layout.root) for layout in found[:3])
-            raise InputError(f"{root}: holds {len(found)} data sets ({names}); give one of them")
-        if found:
-            return found[0]
-        folders += level
-        inside = [path for folder in level for path in sorted(folder.glob("[!._]*"))]
+        layouts = {folder: _by_folders(folder) for folder in level}
+        found += filter(None, layouts.values())
+        others = [folder for folder, layout in layouts.items() if not layout]
+        folders += others
+        inside = [path for folder in others for path in sorted(folder.glob("[!._]*"))]
         level = [path for path in inside if path.is_dir()]
         if len(level) > 100:  # such as a whole disk
             break
-    return _original(folders)
+    if len(found) > 1:
+        names = ", ".join(sorted(str(layout.root) for layout in found)[:3])
+        raise InputError(f"{root}: holds {len(found)} data sets ({names}); give one of them")
+    return found[0] if found else _original(folders)
 
 
 def refuse_other_layouts(root: Path) -> None:
@@ -178,17 +179,15 @@ def _colours(path: Path) -> dict[tuple[int, ...], int]:
     return ids
 
 
-def _find_pairs(layout: Layout, segnet_split: bool, problems: list[str]) -> dict[str, Pair]:
+def _find_pairs(layout: Layout, problems: list[str]) -> dict[str, Pair]:
     """{"split/NAME" of the new folder: (frame, label)}; and problems."""
     segnet = {key.split("/")[1]: key.split("/")[0] for key in read_manifest() if "annot" not in key}
     pairs: dict[str, Pair] = {}
     others: Counter[str] = Counter()
     for folder, (frames, labels) in layout.folders.items():
         for name, pair in pair_files(frames, labels, problems, layout.ending).items():
-            split = folder or "train"
-            if segnet_split or not folder:
-                others[split] += name not in segnet
-                split = segnet.get(name, split)
+            split = folder or segnet.get(name, "train")
+            others[split] += not folder and name not in segnet
             if (other := pairs.setdefault(f"{split}/{name}", pair)) != pair:
                 problems.append(f"{pair[0]}: same name as {other[0]}; keep one of them")
     if places := ", ".join(f"{count} in {split}" for split, count in others.items() if count):
@@ -218,7 +217,6 @@ def convert(
     dest: str | Path,
     size: tuple[int, int] | None = None,
     *,
-    segnet_split: bool = False,
     options: LabelIds | None = None,
 ) -> DataReport:
     """Write another copy of CamVid in the package's layout, with the ids of the 11 classes.
@@ -234,7 +232,6 @@ def convert(
         size: (height, width) to resize to; default: as they are. A label's pixel is the nearest
             one; a frame's is the mean of a block where both sides shrink by whole factors, else
             Lanczos.
-        segnet_split: use SegNet's split also for a copy that has folders.
         options: how ids are counted in data that is in the package's layout already (default: as
             its dataset.json says); for all layouts, whether pixels of unknown colours are taken as
             void, with a warning that counts them.
@@ -257,7 +254,7 @@ def convert(
         layout = recognise(fetch(str(source), Path(temporary)))
         if not layout:
             raise InputError(f"{source}: not a copy of CamVid that is known: {KNOWN}")
-        _write(layout, ready, size, segnet_split, options)
+        _write(layout, ready, size, options)
         report = verify(ready)
         raise_problems(report.problems)
         if not report.complete:
@@ -276,12 +273,11 @@ def _write(
     layout: Layout,
     ready: Path,
     size: tuple[int, int] | None,
-    segnet_split: bool,
     options: LabelIds | None,
 ) -> None:
     """Convert all files to the new folder `ready`; `InputError` with all problems."""
     problems: list[str] = []
-    pairs = _find_pairs(layout, segnet_split, problems)
+    pairs = _find_pairs(layout, problems)
     if layout.name == "SegNet":
         read_ids = partial(decode, options=options or read_card(layout.root, problems)[1])
     else:

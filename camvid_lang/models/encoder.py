@@ -164,19 +164,26 @@ def _refuse_another(name: str, architecture: str) -> None:
 
 @contextlib.contextmanager
 def _explained(problem: str) -> Iterator[None]:
-    """Report any error as one `InputError`, without what is logged on the way to it."""
-    logging.disable()
+    """Report any error as one `InputError`; what open_clip logs on the way to it is dropped."""
+    root, hub = logging.getLogger(), logging.getLogger("timm.models._hub")
+
+    def drop(_record: logging.LogRecord) -> bool:
+        return False
+
+    for logger in (root, hub):  # a filter holds for what is logged there, not in other loggers
+        logger.addFilter(drop)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received")
             yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # open_clip, timm, torch and the hub raise almost any exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         raise InputError(f"{problem} ({reason}): set weights to a file that fits") from error
     finally:
-        logging.disable(logging.NOTSET)
+        for logger in (root, hub):
+            logger.removeFilter(drop)
 
 
 class _Normalise(nn.Module):
