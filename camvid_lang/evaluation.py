@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
-from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames, plain_stem
+from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames, image_files, raise_problems
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.labels import PLAIN, LabelIds, parse_label
 from camvid_lang.device import autocast
@@ -211,7 +211,9 @@ def score(
         raise InputError(f"ids_of {ids_of!r}: choose {', '.join(IDS_OF)}")
     given = LabelIds(void, first_id, unknown_void).check()
     options = [given if ids_of in (own, "both") else PLAIN for own in ("predictions", "labels")]
-    folders = [_id_maps(Path(folder)) for folder in (predictions, labels)]
+    problems: list[str] = []
+    folders = [image_files(Path(f), (".png",), problems) for f in (predictions, labels)]
+    raise_problems(problems)
     for name in [*folders[0]]:  # `segment` writes both
         if f"{name}_overlay" not in folders[1]:
             folders[0].pop(f"{name}_overlay", None)
@@ -270,18 +272,3 @@ def _named_ids(path: Path, ids: np.ndarray) -> np.ndarray:
     if wrong := [name for name in names if name not in CLASSES]:
         raise InputError(f"{path} was segmented into {wrong[0]!r}: leave out --classes to score it")
     return np.array([CLASSES.index(name) for name in names], np.uint8)[ids] if names else ids
-
-
-def _id_maps(folder: Path) -> dict[str, Path]:
-    """The PNG files of a folder by name without suffix, in NFC."""
-    if not folder.is_dir():
-        raise InputError(f"folder {folder} is missing or is not a folder")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() != ".png" or path.name.startswith(".") or not path.is_file():
-            continue
-        if (other := files.setdefault(plain_stem(path), path)) != path:
-            raise InputError(f"{path} and {other.name} share a name: keep one")
-    if not files:
-        raise InputError(f"folder {folder} has no .png files: give one of id maps 0..11")
-    return files

@@ -244,7 +244,7 @@ def plain_stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.stem)
 
 
-def _files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
+def image_files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
     """{name without suffix, in NFC: path}. Hidden files and other formats are skipped."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -261,7 +261,7 @@ def pair_files(
     frames: Path, labels: Path, problems: list[str], ending: str = ""
 ) -> dict[str, Pair]:
     """{name: (frame, label)} of two folders, sorted; names of labels may have an ending."""
-    images, ids = _files(frames, SUFFIXES, problems), _files(labels, (".png",), problems)
+    images, ids = image_files(frames, SUFFIXES, problems), image_files(labels, (".png",), problems)
     if not images or not ids:  # the folder is the problem, not each file
         return {}
     pairs = {}

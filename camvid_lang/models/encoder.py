@@ -165,13 +165,12 @@ def _refuse_another(name: str, architecture: str) -> None:
 @contextlib.contextmanager
 def _explained(problem: str) -> Iterator[None]:
     """Report any error as one `InputError`; what open_clip logs on the way to it is dropped."""
-    root, hub = logging.getLogger(), logging.getLogger("timm.models._hub")
+    root = logging.getLogger()  # open_clip's; a filter does not hold for other loggers
 
     def drop(_record: logging.LogRecord) -> bool:
         return False
 
-    for logger in (root, hub):  # a filter holds for what is logged there, not in other loggers
-        logger.addFilter(drop)
+    root.addFilter(drop)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received")
@@ -182,8 +181,7 @@ def _explained(problem: str) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         raise InputError(f"{problem} ({reason}): set weights to a file that fits") from error
     finally:
-        for logger in (root, hub):
-            logger.removeFilter(drop)
+        root.removeFilter(drop)
 
 
 class _Normalise(nn.Module):
