@@ -13,6 +13,7 @@ read again during training: two slow CPU cores then keep up with a GPU.
 
 import hashlib
 import json
+import os
 import unicodedata
 import warnings
 from collections import Counter
@@ -313,7 +314,8 @@ def _read_pairs(
     """{name: what `read` returns for frame and label}, most frequent (H, W), and problems."""
     values, problems = {}, []
     # Threads, since Pillow, numpy and hashlib release the interpreter's lock.
-    with ThreadPoolExecutor() as pool:
+    # Not more threads than cores: more only add to the work.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda pair: read_pair(pair, read, read), pairs.values())
         for name, (found, wrong) in zip(pairs, results, strict=True):
             problems += wrong
