@@ -240,6 +240,43 @@ def predict(args: argparse.Namespace) -> None:
     print(f"{len(frames)} predictions in {out}; score them against {labels}")
 
 
+@command(
+    "vocabulary",
+    argument("run", metavar="RUN", help="folder of a finished run"),
+    argument("--data", required=True, help="folder in CamVid's layout"),
+    argument("--split", default="test", help="train, val, trainval or test (default)"),
+    argument("--limit", type=int, help="frames, evenly spaced (default: all)"),
+    argument("--wording", action="append", default=[], metavar="FILE",
+             help="other words, .json {\"tree\": [\"bush\"], \"road+pavement\": \"ground\", ...} "
+             "(repeatable; default: the package's)"),
+    CHECKPOINT,
+    DEVICE,
+)  # fmt: skip
+def vocabulary(args: argparse.Namespace) -> None:
+    """Score a run with other words for the classes than it was trained with.
+
+    Prints mIoU with the trained words, and with others by both ways of comparison; see `segment
+    --help`. Writes RUN/vocabulary.json, which `report` shows.
+    """
+    from camvid_lang.data.camvid import load_camvid
+    from camvid_lang.results import VOCABULARY, write_results
+    from camvid_lang.segmenter import load
+    from camvid_lang.vocabulary import WORDINGS, measure, read_wording
+
+    wordings = {Path(path).stem: read_wording(path) for path in args.wording} or WORDINGS
+    segmenter = load(args.run, args.checkpoint, args.device)
+    found = measure(segmenter, load_camvid(args.data, args.split, args.limit), wordings)
+    write_results(Path(args.run) / VOCABULARY, {**found, "command": args.command})
+    print(f"{'mIoU in %':16}{'trained':>9}{'anchored':>10}{'cosine':>8}")
+    for name, row in found["wordings"].items():
+        numbers = (
+            f"{row['trained']:9.1f}{row['anchored']['miou']:10.1f}{row['cosine']['miou']:8.1f}"
+        )
+        print(f"{name:16}{numbers}  {row['reason']}")
+    for way, means in found["held_out_scores"].items():
+        print(f"{way}: " + ", ".join(f"{key} {value:.1f} %" for key, value in means.items()))
+
+
 @command("data verify", FOLDER, *LABEL_IDS)
 def verify(args: argparse.Namespace) -> None:
     """Check counts, names, sizes, ids and every file, and report all that is wrong.

@@ -7,34 +7,43 @@ The package carries runs of it, so that notebooks show something on a machine wh
 A run's weights are copied where it is named `*full-narrow*`; of the others only the results.
 """
 
+import contextlib
+import io
+import os
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from camvid_lang.data.camvid import load_camvid
 from camvid_lang.device import pick_device
+from camvid_lang.errors import InputError
 from camvid_lang.evaluation import chance_scores
-from camvid_lang.experiments import configure
+from camvid_lang.experiments import Experiment, configure
 from camvid_lang.report.html import report_runs
 from camvid_lang.report.tables import CHANCE
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_figures, read_results, versions, write_figures, write_results
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
-from camvid_lang.training.checkpoint import Checkpoints
+from camvid_lang.training.checkpoint import Checkpoints, epoch_of
+from camvid_lang.training.mirror import CHECKPOINTS
 
 __all__ = ["CARRIED", "carry", "demo_settings", "run_demo"]
 
 CARRIED = Path(__file__).parent / "assets" / "demo"  # run folders
+COUNTS = {"train": 560, "val": 40, "test": 60}  # scenes
 NONE = dict.fromkeys(("name", "weights", "text"), "none")
 COMMAND = "python -m camvid_lang demo"
-# On top of the `cpu` profile: small crops for small scenes, and a higher rate for few steps.
-DEMO_SETTINGS = {"crop": 128, "batch_size": 8, "epochs": 14, "lr": 1e-3}
-# ResNet-18 starts from random weights here, so it needs a higher rate; it is the slowest row.
-SWIFTNET_SETTINGS = {"epochs": 8, "encoder_lr": 1e-3}
+# On top of the `cpu` profile: small crops for small scenes, and higher rates for few steps.
+DEMO_SETTINGS = {"crop": 128, "batch_size": 8, "epochs": 50, "lr": 2e-3, "encoder_lr": 2e-3}
+# ResNet-18 starts from random weights here; it is the slowest row.
+SWIFTNET_SETTINGS = {"epochs": 16, "encoder_lr": 1e-3}
 
 
 def demo_settings(name: str) -> dict:
@@ -49,6 +58,10 @@ def run_demo(
 ) -> dict[str, dict]:
     """Draw the scenes, run every row of the thesis on them and write report.html.
 
+    Each row is a `camvid-lang run` of its own, with its output in OUT/NAME.log. On a CPU two rows
+    run side by side with one thread each: two threads are far from twice as fast as one in layers
+    as small as these.
+
     Args:
         out: folder of the run folders; runs that are finished there are read, not run again.
         seed: of the scenes and of training.
@@ -56,18 +69,21 @@ def run_demo(
 
     Returns:
         {experiment: results}, with the random baseline as "chance".
+
+    Raises:
+        InputError: a row failed.
     """
     out = Path(out)
     experiments = [configure(name, "cpu", **demo_settings(name), seed=seed) for name in THESIS_ROWS]
-    pick_device(device)  # raises before anything is drawn
-    write_scenes(out / "scenes", seed=seed)
+    on_cpu = pick_device(device).type == "cpu"  # raises before anything is drawn
+    write_scenes(out / "scenes", counts=COUNTS, seed=seed)
+    new = [e for e in experiments if fresh or not (out / e.name / "results.json").exists()]
+    _run_side_by_side(new, out, ["--device", device, *["--fresh"] * fresh], 1 + on_cpu)
     results: dict[str, dict] = {}
-    for number, experiment in enumerate(experiments, start=1):
-        print(f"[{number}/{len(experiments)}] {experiment.name}", flush=True)
-        folder, options = out / experiment.name, {"device": device, "fresh": fresh}
-        results[experiment.name] = run(
-            experiment, out / "scenes", folder, **options, command=COMMAND
-        )
+    for experiment in experiments:
+        with contextlib.redirect_stdout(io.StringIO() if experiment in new else sys.stdout):
+            folder = out / experiment.name
+            results[experiment.name] = run(experiment, out / "scenes", folder, device=device)
     results[CHANCE] = {
         **{"experiment": CHANCE, "miou_train": None, "confusion": [], "history": [], "seconds": 0},
         **{"settings": {}, "prompts": None, "encoder": NONE, "device": "cpu", "command": COMMAND},
@@ -82,6 +98,58 @@ def run_demo(
         print(f"{name:28}{results[name]['miou']:>13.1f} %")
     print(f"open {page}")
     return results
+
+
+def _run_side_by_side(
+    experiments: Sequence[Experiment], out: Path, options: Sequence[str], workers: int
+) -> None:
+    """Run experiments as commands, `workers` at a time, the longest first, with one bar for all."""
+    threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
+    waiting = sorted(experiments, key=lambda e: (e.train_encoder, e.epochs))
+    running: dict[subprocess.Popen, Experiment] = {}
+    unit = {"unit": "epoch", "total": sum(e.epochs for e in experiments), "desc": "demo"}
+    try:
+        with tqdm(**unit, disable=not experiments) as bar:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    experiment = waiting.pop()
+                    process = _start(experiment, out, options, threads)
+                    running[process] = experiment
+                time.sleep(0.5)
+                bar.update(sum(_epochs_done(out / e.name) for e in experiments) - bar.n)
+                for process in [p for p in running if p.poll() is not None]:
+                    name = running.pop(process).name
+                    log = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+                    if process.returncode:
+                        raise InputError(f"{name} failed: {log.strip().splitlines()[-1]}")
+                    bar.write(f"{name}: finished")
+    finally:  # after an interruption too: a row that is stopped resumes from its last epoch
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _start(
+    experiment: Experiment, out: Path, options: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen:
+    profile = configure(experiment.name, experiment.profile).settings()
+    changed = {k: v for k, v in experiment.settings().items() if v != profile[k]}
+    settings = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "camvid_lang", "run", experiment.name, "--profile", "cpu"]
+    command += ["--data", str(out / "scenes"), "--out", str(out / experiment.name)]
+    with open(out / f"{experiment.name}.log", "wb") as log:
+        return subprocess.Popen(
+            [*command, *settings, *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+        )
+
+
+def _epochs_done(folder: Path) -> int:
+    files = Checkpoints(folder / CHECKPOINTS).files()
+    return max(map(epoch_of, files), default=0)
 
 
 def carry(runs: Sequence[str | Path], target: Path = CARRIED) -> None:

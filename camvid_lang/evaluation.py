@@ -23,7 +23,7 @@ from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.labels import PLAIN, LabelIds, parse_label
 from camvid_lang.device import autocast
 from camvid_lang.errors import InputError
-from camvid_lang.models.segmentation import SegmentationModel
+from camvid_lang.models.segmentation import SegmentationModel, best_class
 
 __all__ = [
     "ABSENT_CLASS_RULE",
@@ -125,7 +125,7 @@ def predict_averaged(
                 output = model(resized.flip(-1) if mirrored else resized)
             shares = (output.float() / model.temperature).softmax(dim=1)
             total = total + resize(shares.flip(-1) if mirrored else shares, (height, width))
-    return total.argmax(dim=1).to(torch.uint8)
+    return best_class(total)
 
 
 def evaluate(

@@ -15,10 +15,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
+from camvid_lang.data.classes import CLASSES, NUM_CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
 
 __all__ = [
+    "ADDED",
     "EXPERIMENTS",
     "PROFILES",
     "SETTINGS",
@@ -74,6 +76,7 @@ class Experiment:
     score_train: bool = _setting(False, "also evaluate on the training split")
     seed: int = _setting(0, "of initialisation, order and crops", 0, 2**32 - 1)
     # Beyond the thesis; the defaults change nothing.
+    held_out: str = _setting("", "classes that are void in training, as in tree,car")
     input_scale: float = _setting(1.0, "images are upsampled by this in the model", 1, 4)
     scale_min: float = _setting(1.0, "crops are taken at a random scale, at least this", 0.1, 10)
     scale_max: float = _setting(1.0, "and at most this", 0.1, 10)
@@ -84,6 +87,11 @@ class Experiment:
     def settings(self) -> dict:
         """The fields as a flat dictionary that JSON can hold."""
         return asdict(self)
+
+    @property
+    def held_out_classes(self) -> list[str]:
+        """The names in `held_out`."""
+        return [name.strip() for name in self.held_out.split(",") if name.strip()]
 
     def __post_init__(self):
         for key, entry in SETTINGS.items():
@@ -113,12 +121,21 @@ class Experiment:
                 f"encoder={self.encoder}: {self.name} compares CLIP's own image embeddings with "
                 f"text, and {RESNET18} has none; choose a CLIP model or another experiment"
             )
+        if odd := [name for name in self.held_out_classes if name not in CLASSES]:
+            raise InputError(f"held_out={self.held_out!r}: {odd[0]!r} is not a class of CamVid")
+        if self.held_out and (self.model == "swiftnet" or not self.epochs):
+            raise InputError(f"held_out={self.held_out!r}: {self.name} has no trained words")
+        if len(set(self.held_out_classes)) > NUM_CLASSES - 2:
+            raise InputError(f"held_out={self.held_out!r}: leave at least two classes to train on")
         if self.model == "swiftnet" and self.encoder != RESNET18:
             raise InputError(f"encoder={self.encoder}: swiftnet is built on {RESNET18}")
 
 
 # What `configure` takes: {key: field}; `field.default` and `field.metadata["help"]` describe it.
 SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry.metadata}
+
+# Settings that checkpoints of earlier versions lack; these values change nothing.
+ADDED = {"held_out": ""}
 
 _FROZEN = {"model": "clip-upsampler", "score_train": True}
 _FULL = {**_FROZEN, "train_encoder": True, "epochs": 400}
@@ -192,6 +209,7 @@ def restore(settings: Mapping[str, object]) -> Experiment:
         InputError: keys of another version, or a value that does not fit.
     """
     types = {entry.name: entry.type for entry in fields(Experiment)}
+    settings = {**ADDED, **settings}
     if odd := sorted(map(str, types.keys() ^ settings.keys())):
         raise InputError(f"settings of another version ({', '.join(odd)}): run it again")
     values = {key: _convert(key, value, types[key]) for key, value in settings.items()}

@@ -15,7 +15,7 @@ import numpy as np
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.errors import InputError
 
-__all__ = ["FigureData", "read_figures", "read_results", "versions", "write_figures"]
+__all__ = ["VOCABULARY", "FigureData", "read_figures", "read_results", "versions", "write_figures"]
 __all__ += ["atomic_write", "delete", "write_results"]
 
 KEYS = (
@@ -28,6 +28,7 @@ INNER_KEYS = {
     "data": ("name", "train_frames", "test_frames", "size", "complete"),
     "encoder": ("name", "weights", "text"),
 }
+VOCABULARY = "vocabulary.json"  # next to results.json, if `vocabulary` was run
 HISTORY_KEYS = ("epoch", "loss", "miou")
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from camvid_lang.data.camvid import Frames, load_camvid, verify
-from camvid_lang.data.classes import CLASSES, NUM_CLASSES
+from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.device import pick_device, to_device
 from camvid_lang.errors import START_OVER, InputError
 from camvid_lang.evaluation import evaluate, predict
@@ -142,6 +142,7 @@ def assemble(
     else:
         model = segmentation.Bilinear(encoder, text, False, temperature)
     model.prompts, model.input_scale = prompts, experiment.input_scale
+    model.unseen = [CLASSES.index(name) for name in experiment.held_out_classes]
     return model
 
 
@@ -179,6 +180,8 @@ def run(
         print(f"note: {data}: {note}")
     test = _load(data, experiment.test_split, experiment.limit)
     training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
+    if training and experiment.held_out:
+        training = _make_void(training, experiment.held_out_classes)
     experiment = _fit_crop(experiment, training or test)
     # By content: with the settings and the digests of the frames, what identifies a run.
     about = {"files": _file_digests(experiment), "prompts": prompts}
@@ -252,6 +255,13 @@ def _load(data: str | Path, split: str, limit: int) -> Frames:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return load_camvid(data, split, limit or None)
+
+
+def _make_void(frames: Frames, classes: Sequence[str]) -> Frames:
+    """The frames with the labels of these classes void."""
+    ids = torch.arange(VOID + 1, dtype=torch.uint8)
+    ids[[CLASSES.index(name) for name in classes]] = VOID
+    return replace(frames, labels=ids[frames.labels.long()])
 
 
 def _fit_crop(experiment: Experiment, frames: Frames) -> Experiment:

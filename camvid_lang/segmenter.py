@@ -132,7 +132,7 @@ class Segmenter:
         Raises:
             InputError: as `segment`, and any use of SwiftNet.
         """
-        self._need_language()
+        self.need_language()
         _, text = self._text(classes)
         rgb = read_rgb(image)
         with autocast(self._device):
@@ -141,9 +141,13 @@ class Segmenter:
 
     def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
         """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
-        self._need_language()
-        prompts = class_prompts([prompts] if isinstance(prompts, str) else list(prompts))
-        return (self._embed(prompts) @ self.model.text.T).cpu().numpy()
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        return (self.embed(prompts) @ self.model.text.T).cpu().numpy()
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """(n, C) text embeddings of n prompts, rows of length one, on the model's device."""
+        self.need_language()
+        return self._embed(class_prompts(list(prompts)))
 
     def _text(self, classes: Classes | None) -> tuple[list[str], tuple[Tensor, ...]]:
         """Names, and the model's argument after the images: a text matrix, or none for its own."""
@@ -155,7 +159,7 @@ class Segmenter:
         names = list(prompts)
         if self._text_encoder is None and names == self.classes:
             return names, ()
-        self._need_language()
+        self.need_language()
         key = tuple(map(tuple, prompts.values()))
         if key not in self._embedded:
             self._embedded[key] = self._embed(prompts)
@@ -173,7 +177,8 @@ class Segmenter:
             rows |= zip(map(key, other.values()), vectors, strict=True)
         return torch.stack([rows[key(group)] for group in prompts.values()])
 
-    def _need_language(self) -> None:
+    def need_language(self) -> None:
+        """Raise InputError for SwiftNet."""
         if self._text_encoder is None:
             raise InputError(
                 f"{self.experiment.name} segments its own 11 classes only: choose a run of "

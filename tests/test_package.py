@@ -25,7 +25,9 @@ ORDER = (
     ("report",),
     ("training",),
     ("run",),
-    ("segmenter", "demo"),
+    ("segmenter",),
+    ("vocabulary", "export"),
+    ("demo",),
     ("cli", "notebook"),
     ("__init__", "__main__"),
 )

@@ -13,14 +13,42 @@ from torch.nn import functional as F
 from camvid_lang.models.cosine import cosine_logits
 from camvid_lang.models.upsampler import BNReLUConv, Upsampler
 
+CLIP_TEMPERATURE = 0.01  # at which CLIP's training ends (Radford et al., 2021, section 2.5)
+
 __all__ = [
+    "COMPARE",
     "Adapter",
     "Bilinear",
     "CLIPUpsampler",
     "LanguageModel",
     "SegmentationModel",
     "SwiftNet",
+    "best_class",
+    "word_scores",
 ]
+
+
+COMPARE = ("anchored", "cosine")  # ways to compare pixels with words
+DIRECT = 0.3  # weight of a word's own cosine next to its agreement, see `word_scores`
+
+
+def best_class(scores: Tensor) -> Tensor:
+    """(N, K, H, W) -> (N, H, W) uint8, the first of the largest scores."""
+    # On a CPU argmax over a dimension that is not the last takes five times as long as max.
+    return scores.max(dim=1).indices.to(torch.uint8)
+
+
+def word_scores(agreement: Tensor, cosines: Tensor, temperature: float, compare: str) -> Tensor:
+    """Scores (N, K, H, W) whose argmax is the segmentation, from `LanguageModel.match`.
+
+    "cosine" is the thesis's way. "anchored" is log(agreement) + 0.3 cosine / temperature: the
+    agreement decides between words of different trained classes, and the cosine between words of
+    the same. The softmax over K gives probabilities.
+    """
+    if compare == "cosine":
+        return cosines / temperature
+    tiny = torch.finfo(agreement.dtype).tiny
+    return agreement.clamp_min(tiny).log() + DIRECT * cosines / temperature
 
 
 class SegmentationModel(nn.Module):
@@ -32,6 +60,7 @@ class SegmentationModel(nn.Module):
 
     temperature = 1.0
     input_scale = 1.0  # images are upsampled by this before they are encoded
+    unseen: Sequence[int] = ()  # ids of classes that are held out of training
     prompts: Mapping[str, Sequence[str]] | None = None  # {class: [prompt, ...]} trained with
 
     def __init__(self, encoder: nn.Module, train_encoder: bool):
@@ -56,7 +85,7 @@ class SegmentationModel(nn.Module):
 
     def segment(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, H, W) uint8, the id of the best class of each pixel."""
-        return self(images).argmax(dim=1).to(torch.uint8)
+        return best_class(self(images))
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters outside the encoder."""
@@ -108,11 +137,52 @@ class LanguageModel(SegmentationModel):
 
     def segment(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """(N, 3, H, W) -> (N, H, W) uint8, the id of the text with the largest cosine."""
-        return self(images, text).argmax(dim=1).to(torch.uint8)
+        return best_class(self(images, text))
+
+    def match(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """How well other words fit each pixel, judged by the classes the model was trained with.
+
+        Training fixes a pixel's cosines with the trained classes only. Along all other directions
+        of the embedding space its vector is arbitrary, and so is its cosine with another word:
+        "tree" can find nothing in a model trained with "vegetation". Therefore pixel x and word w
+        are both described by the trained classes k, and these descriptions are compared:
+
+            p(k|x) = softmax_k(cos(x, k) / temperature),  p(k|w) = softmax_k(cos(w, k) / 0.01),
+            agreement(x, w) = sum_k p(k|x) p(k|w),
+
+        with CLIP's own temperature for texts. It is the probability that pixel and word are of the
+        same trained class. After ConSE (Norouzi et al., 2014), which describes images only so.
+
+        Args:
+            images: (N, 3, H, W).
+            text: (K, C), rows of length one.
+
+        Returns:
+            agreement: (N, K, H, W) in [0, 1]; all ones where nothing was trained.
+            cosines: (N, K, H, W) in [-1, 1].
+        """
+        cosines = self(images, torch.cat([self.anchors, text]))
+        of_classes, cosines = cosines.split([len(self.anchors), len(text)], dim=1)
+        if not len(self.anchors):
+            return torch.ones_like(cosines), cosines
+        pixels = (of_classes.float() / self.temperature).softmax(dim=1)
+        words = (text @ self.anchors.T / CLIP_TEMPERATURE).softmax(dim=1)
+        return torch.einsum("wk,nkhx->nwhx", words, pixels), cosines
+
+    @property
+    def anchors(self) -> Tensor:
+        """(k, C) text embeddings of the classes that were trained."""
+        seen = [i for i in range(len(self.text)) if i not in self.unseen]
+        return self.text[seen]
 
 
 class Bilinear(LanguageModel):
     """Baseline 1: the dense encoder's stride-32 map as it is (thesis, table 7.1)."""
+
+    @property
+    def anchors(self) -> Tensor:
+        """None: all directions of the embedding space are CLIP's own."""
+        return self.text[:0]
 
     def features(self, images: Tensor) -> Tensor:
         return self.encode(images)[-1]
@@ -182,7 +252,7 @@ class CLIPUpsampler(LanguageModel):
             products = self.project(self.upsampler(maps), fold=text)
         size = images.shape[-2:]
         products = F.interpolate(products, size=size, mode="bilinear", align_corners=False)
-        return products.argmax(dim=1).to(torch.uint8)
+        return best_class(products)
 
 
 class SwiftNet(SegmentationModel):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from camvid_lang.errors import START_OVER, InputError
+from camvid_lang.experiments import ADDED
 from camvid_lang.results import atomic_write, delete
 
 __all__ = ["Checkpoints", "changed_settings", "load_checkpoint"]
@@ -64,6 +65,7 @@ def load_checkpoint(path: str | Path) -> dict:
 
 def changed_settings(stored: Mapping, wanted: Mapping) -> list[str]:
     """Each setting in which a stored run differs from the wanted one, as `lr was 0.1, now 0.2`."""
+    stored = {**ADDED, **stored}
     return [
         f"{key} was {stored.get(key)!r}, now {value!r}"
         for key, value in wanted.items()

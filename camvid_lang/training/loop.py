@@ -25,7 +25,7 @@ from camvid_lang.device import autocast, mixed_precision
 from camvid_lang.errors import START_OVER, InputError, Interrupted
 from camvid_lang.evaluation import confusion_matrix, scores
 from camvid_lang.experiments import Experiment, learning_rate_factor
-from camvid_lang.models.segmentation import SegmentationModel
+from camvid_lang.models.segmentation import SegmentationModel, best_class
 from camvid_lang.training.checkpoint import Checkpoints, changed_settings
 
 __all__ = ["Trainer", "make_optimizer", "segmentation_loss", "train", "training_step"]
@@ -143,6 +143,8 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)  # here, so that they do not add to the peak of memory
     with autocast(images.device, precision):
         output = model(images)
+        if model.unseen:  # neither right nor wrong anywhere
+            output = output.index_fill(1, output.new_tensor(model.unseen).long(), -math.inf)
         loss = segmentation_loss(output, labels, model.temperature)
     scaler.scale(loss).backward()
     scaler.step(optimizer)
@@ -162,7 +164,7 @@ class EpochMetrics:
         """Add one step: its mean loss, scores (N, K, H, W) and labels (N, H, W)."""
         self.steps += 1
         self.loss += loss
-        self._uncounted.append((output.argmax(dim=1).to(torch.uint8), labels))
+        self._uncounted.append((best_class(output), labels))
         if len(self._uncounted) == 16:
             self._count()
 

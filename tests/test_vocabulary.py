@@ -1,0 +1,196 @@
+"""Other words than a run was trained with: comparison, scores, held-out classes, templates."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from camvid_lang.cli import main
+from camvid_lang.data.camvid import load_camvid
+from camvid_lang.data.classes import CLASSES, VOID
+from camvid_lang.errors import InputError
+from camvid_lang.experiments import configure
+from camvid_lang.models.segmentation import Bilinear, LanguageModel, word_scores
+from camvid_lang.models.text import TEMPLATES, fill_templates
+from camvid_lang.results import read_results
+from camvid_lang.run import run
+from camvid_lang.segmenter import load
+from camvid_lang.training.checkpoint import Checkpoints
+from camvid_lang.vocabulary import WORDINGS, Wording, held_out_scores, vocabulary_shift
+
+
+class Given(LanguageModel):
+    """A model whose features are its images."""
+
+    def features(self, images):
+        return images
+
+
+def given_model(text, unseen=(), kind=Given):
+    model = kind(torch.nn.Identity(), text, False, 0.01)
+    model.unseen = unseen
+    return model
+
+
+def unit(count, width, seed):
+    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)))
+
+
+@given(seed=st.integers(0, 1000), words=st.integers(1, 5), unseen=st.sets(st.integers(0, 3)))
+def test_agreement_is_the_sum_over_the_trained_classes(seed, words, unseen):
+    unseen = sorted(unseen)[:2]
+    model = given_model(unit(4, 8, seed), unseen)
+    images, text = torch.randn(2, 8, 3, 5), unit(words, 8, seed + 1)
+    agreement, cosines = model.match(images, text)
+    anchors = model.text[[i for i in range(4) if i not in unseen]]
+    pixels = F.normalize(images, dim=1)
+    for n, y, x in [(0, 0, 0), (1, 2, 4)]:
+        of_pixel = torch.softmax(anchors @ pixels[n, :, y, x] / 0.01, 0)
+        for w in range(words):
+            of_word = torch.softmax(anchors @ text[w] / 0.01, 0)
+            assert agreement[n, w, y, x] == pytest.approx((of_pixel @ of_word).item(), abs=1e-4)
+    assert torch.allclose(cosines, torch.einsum("nchw,kc->nkhw", pixels, text), atol=1e-5)
+
+
+def test_a_word_next_to_a_class_gets_its_pixels_although_its_own_cosines_are_arbitrary():
+    text = torch.eye(4)[:3]
+    tree = F.normalize(torch.tensor([[0.0, 0.2, 0.0, 1.0]]))  # nearest to class 1
+    sky = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    pixel = torch.tensor([0.4, 1.0, 0.0, -0.6]).view(1, 4, 1, 1)  # of class 1
+    model = given_model(text)
+    found = model.match(pixel, torch.cat([tree, sky]))
+    assert word_scores(*found, 0.01, "cosine").argmax(1).item() == 1
+    assert word_scores(*found, 0.01, "anchored").argmax(1).item() == 0
+    untrained = given_model(text, kind=type("Untrained", (Given,), {"anchors": Bilinear.anchors}))
+    found = untrained.match(pixel, torch.cat([tree, sky]))
+    assert word_scores(*found, 0.01, "anchored").argmax(1).item() == 1
+
+
+@pytest.fixture(scope="module")
+def shift(finished):
+    segmenter = load(finished / "frozen-names", device="cpu")
+    return vocabulary_shift(segmenter, load_camvid(finished / "data", "test"))
+
+
+def test_own_words_score_as_in_the_results_and_order_does_not_matter(shift, finished):
+    results = read_results(finished / "frozen-names" / "results.json")
+    assert shift["own"]["cosine"]["iou"] == pytest.approx(results["iou"], abs=0.05)
+    for way in ("anchored", "cosine"):
+        assert shift["reversed"][way]["iou"] == pytest.approx(shift["names"][way]["iou"], abs=0.05)
+        assert shift["names"][way]["miou"] == pytest.approx(shift["own"][way]["miou"], abs=1)
+    assert all(row["trained"] == pytest.approx(shift["own"]["cosine"]["miou"])
+               for name, row in shift.items() if name != "coarser")  # fmt: skip
+
+
+def test_classes_taken_as_one_are_scored_as_one(shift, finished):
+    model = load(finished / "frozen-names", device="cpu").model
+    frames = load_camvid(finished / "data", "test")
+    with torch.inference_mode():
+        guess = model(frames.images).argmax(1).numpy()
+    label = frames.labels.numpy()
+    merge = np.arange(12)
+    for key in WORDINGS["coarser"].words:
+        ids = [CLASSES.index(name) for name in key.split("+")]
+        merge[ids] = ids[0]
+    guess, label, counted = merge[guess], merge[label], label != VOID
+    iou = []
+    for c in sorted(set(merge) - {VOID}):
+        either = counted & ((guess == c) | (label == c))
+        iou.append((either & (guess == label)).sum() / either.sum())
+    assert len(iou) == 7
+    assert shift["coarser"]["trained"] == pytest.approx(100 * np.mean(iou), abs=0.05)
+
+
+def test_the_demo_keeps_its_synonyms_and_loses_unrelated_words():
+    frames = load_scenes(6)
+    found = vocabulary_shift(load("demo"), frames)
+    for name in ("names", "synonyms", "near", "finer"):
+        assert found[name]["anchored"]["miou"] > 0.9 * found[name]["trained"], name
+    assert found["unrelated"]["anchored"]["miou"] < 12
+
+
+def load_scenes(count):
+    from camvid_lang.data.camvid import Frames
+    from camvid_lang.scenes.dataset import draw_scene, scene_seed
+
+    drawn = [draw_scene(scene_seed(0, "test", i)) for i in range(count)]
+    images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+    return Frames(images.permute(0, 3, 1, 2), labels, tuple(map(str, range(count))))
+
+
+def test_a_wording_names_every_class_once():
+    words = {name: [name] for name in CLASSES}
+    with pytest.raises(InputError, match=r"give each of the classes sky.*road\+pavement"):
+        Wording("", {**words, "tree+car": ["thing"]})
+    for wording in WORDINGS.values():
+        assert sorted(i for ids in wording.groups for i in ids) == list(range(len(CLASSES)))
+
+
+def test_the_command_writes_a_file_and_takes_other_words(finished, tmp_path, capsys):
+    words = {name: name for name in CLASSES} | {"tree": ["bush", "hedge"]}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(words))
+    arguments = [str(finished / "frozen-names"), "--data", str(finished / "data")]
+    assert main(["vocabulary", *arguments, "--wording", str(path), "--limit", "2"]) == 0
+    assert "from mine.json" in capsys.readouterr().out
+    found = json.loads((finished / "frozen-names" / "vocabulary.json").read_text())
+    assert set(found["wordings"]) == {"own", "mine"}
+    assert found["test_frames"] == 2
+    assert main(["vocabulary", str(finished / "swiftnet"), *arguments[1:]]) == 1
+    path.write_text('{"tree": "tree"}')
+    assert main(["vocabulary", *arguments, "--wording", str(path)]) == 1
+    assert "give each of the classes" in capsys.readouterr().err
+
+
+def test_a_held_out_class_has_no_part_in_training(tiny_dataset, tmp_path):
+    weights = []
+    for word in ("car", "piano"):
+        prompts = {name: word if name == "car" else name for name in CLASSES}
+        (tmp_path / f"{word}.json").write_text(json.dumps(prompts))
+        settings = {"held_out": "car, tree", "text_set": str(tmp_path / f"{word}.json")}
+        experiment = configure("frozen-names", "smoke", **settings)
+        results = run(experiment, tiny_dataset, tmp_path / word, device="cpu")
+        weights.append(Checkpoints(tmp_path / word / "checkpoints").newest()[1]["model"])
+        assert results["iou"]["car"] is not None  # asked for in the test
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    command = ["vocabulary", str(tmp_path / "car"), "--data", str(tiny_dataset), "--limit", "1"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "car" / "vocabulary.json").read_text())
+    assert found["held_out"] == ["car", "tree"]
+    scores, iou = found["held_out_scores"]["cosine"], found["wordings"]["own"]["cosine"]["iou"]
+    assert scores["unseen"] == pytest.approx(((iou["car"] or 0) + (iou["tree"] or 0)) / 2)
+    assert scores["harmonic"] <= max(scores["seen"], scores["unseen"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("frozen-names", "lorry", "not a class of CamVid"),
+        ("swiftnet", "car", "no trained words"),
+        ("bilinear-names", "car", "no trained words"),
+        ("frozen-names", ",".join(CLASSES), "at least two classes"),
+    ],
+)
+def test_held_out_classes_are_checked(name, value, message):
+    with pytest.raises(InputError, match=message):
+        configure(name, "cpu", held_out=value)
+
+
+def test_no_class_found_is_a_harmonic_mean_of_0():
+    assert held_out_scores({"car": None, "road": 0.0, "sky": 0.0}, ["car"])["harmonic"] == 0
+
+
+def test_templates_by_name_and_by_file(tmp_path):
+    assert fill_templates(["tree"], "") == ["tree"]
+    assert len(fill_templates(["tree", "car"], "clip")) == 2 * len(TEMPLATES["clip"])
+    (tmp_path / "mine.txt").write_text("a {} at night\n\n{} in fog\n")
+    found = fill_templates(["a {} tree", "car"], str(tmp_path / "mine.txt"))
+    assert found == ["a a {} tree at night", "a {} tree in fog", "a car at night", "car in fog"]
+    (tmp_path / "mine.txt").write_text("a tree\n")
+    for wrong in ("street scene", str(tmp_path / "mine.txt")):
+        with pytest.raises(InputError, match="templates"):
+            fill_templates(["tree"], wrong)
