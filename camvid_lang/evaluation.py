@@ -6,9 +6,10 @@ how absent classes count.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "chance_scores",
     "confusion_matrix",
     "evaluate",
+    "held_out_scores",
     "predict",
     "predict_averaged",
     "score",
@@ -90,6 +92,23 @@ def scores(confusion: Tensor) -> dict:
         "miou": _percent(iou.nanmean()),
         "iou": {name: _percent(value) for name, value in zip(CLASSES, iou, strict=True)},
     }
+
+
+def held_out_scores(iou: Mapping[str, float | None], held_out: Sequence[str]) -> dict[str, float]:
+    """Means in percent over seen and held-out classes, and their harmonic mean.
+
+    As in the literature on generalised zero-shot segmentation (Bucher et al., 2019), where all
+    classes are asked for at once.
+
+    Example:
+        >>> held_out_scores({"car": 60.0, "tree": 20.0, "road": 90.0}, ["tree"])
+        {'seen': 75.0, 'unseen': 20.0, 'harmonic': 31.57894736842105}
+    """
+    values = {name: value or 0.0 for name, value in iou.items()}
+    unseen = fmean(values[name] for name in held_out)
+    seen = fmean(value for name, value in values.items() if name not in held_out)
+    both = seen + unseen
+    return {"seen": seen, "unseen": unseen, "harmonic": 2 * seen * unseen / both if both else 0.0}
 
 
 def _percent(share: Tensor) -> float | None:

@@ -15,7 +15,15 @@ import numpy as np
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.errors import InputError
 
-__all__ = ["VOCABULARY", "FigureData", "read_figures", "read_results", "versions", "write_figures"]
+__all__ = [
+    "VOCABULARY",
+    "FigureData",
+    "read_figures",
+    "read_results",
+    "read_vocabulary",
+    "versions",
+    "write_figures",
+]
 __all__ += ["atomic_write", "delete", "write_results"]
 
 KEYS = (
@@ -51,6 +59,24 @@ def read_results(path: str | Path) -> dict:
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
     return results
+
+
+def read_vocabulary(path: str | Path) -> dict | None:
+    """What the command `vocabulary` wrote; None where it is missing.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+        for row in found["wordings"].values():
+            _ = row["reason"], row["anchored"]["miou"], row["cosine"]["miou"]
+        _ = found["held_out"], found["held_out_scores"], found["digest"]
+    except FileNotFoundError:
+        return None
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it, or measure again") from error
+    return found
 
 
 def write_results(path: str | Path, results: Mapping) -> None:

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, DESCRIPTIONS
 from camvid_lang.device import autocast
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import confusion_matrix, scores
+from camvid_lang.evaluation import confusion_matrix, held_out_scores, scores
 from camvid_lang.models.segmentation import COMPARE, best_class, word_scores
 from camvid_lang.models.text import parse_classes
 from camvid_lang.segmenter import Segmenter
@@ -27,7 +26,6 @@ from camvid_lang.segmenter import Segmenter
 __all__ = [
     "WORDINGS",
     "Wording",
-    "held_out_scores",
     "measure",
     "read_wording",
     "vocabulary_shift",
@@ -208,20 +206,3 @@ def _scores(confusion: Tensor, groups: Sequence[Sequence[int]]) -> dict:
         "miou": found["miou"],
         "iou": {title: found["iou"][name] for name, title in kept.items()},
     }
-
-
-def held_out_scores(iou: Mapping[str, float | None], held_out: Sequence[str]) -> dict[str, float]:
-    """Means in percent over seen and held-out classes, and their harmonic mean.
-
-    As in the literature on generalised zero-shot segmentation (Bucher et al., 2019), where all
-    classes are asked for at once.
-
-    Example:
-        >>> held_out_scores({"car": 60.0, "tree": 20.0, "road": 90.0}, ["tree"])
-        {'seen': 75.0, 'unseen': 20.0, 'harmonic': 31.57894736842105}
-    """
-    values = {name: value or 0.0 for name, value in iou.items()}
-    unseen = fmean(values[name] for name in held_out)
-    seen = fmean(value for name, value in values.items() if name not in held_out)
-    both = seen + unseen
-    return {"seen": seen, "unseen": unseen, "harmonic": 2 * seen * unseen / both if both else 0.0}

@@ -13,6 +13,7 @@ from camvid_lang.cli import main
 from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.errors import InputError
+from camvid_lang.evaluation import held_out_scores
 from camvid_lang.experiments import configure
 from camvid_lang.models.segmentation import Bilinear, LanguageModel, word_scores
 from camvid_lang.models.text import TEMPLATES, fill_templates
@@ -20,7 +21,7 @@ from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints
-from camvid_lang.vocabulary import WORDINGS, Wording, held_out_scores, vocabulary_shift
+from camvid_lang.vocabulary import WORDINGS, Wording, vocabulary_shift
 
 
 class Given(LanguageModel):

@@ -15,12 +15,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from camvid_lang.data.classes import NUM_CLASSES, PALETTE, VOID
+from camvid_lang.data.classes import CLASSES, NUM_CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import ABSENT_CLASS_RULE
 from camvid_lang.report import figures, tables
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import FigureData, atomic_write, read_figures, read_results, write_results
+from camvid_lang.results import (
+    VOCABULARY,
+    FigureData,
+    atomic_write,
+    read_figures,
+    read_results,
+    read_vocabulary,
+    write_results,
+)
 
 __all__ = ["report_runs"]
 
@@ -57,7 +65,9 @@ def report_runs(
     order = sorted(found, key=[*THESIS_ROWS, *found].index)
     results = {name: read_results(found[name] / "results.json") for name in order}
     frames = {name: read_figures(found[name] / "figures.npz") for name in order}
-    text = _page(results, {name: data for name, data in frames.items() if data})
+    words = {name: read_vocabulary(found[name] / VOCABULARY) for name in order}
+    frames, words = ({n: data for n, data in some.items() if data} for some in (frames, words))
+    text = _page(results, frames, words)
     page = Path(page or Path(folders[0]) / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(page) as file:
@@ -76,7 +86,11 @@ def _runs(folder: Path) -> list[Path]:
     raise InputError(f"{folder} holds no finished run (no results.json in it or just below)")
 
 
-def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> str:
+def _page(
+    results: Mapping[str, Mapping],
+    frames: Mapping[str, FigureData],
+    words: Mapping[str, Mapping],
+) -> str:
     runs = {name: result for name, result in results.items() if name != tables.CHANCE}
     camvid = {name for name, result in runs.items() if tables.is_camvid(result)}
     published = {name: row for name, row in THESIS_ROWS.items() if name in camvid}
@@ -86,6 +100,7 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
     histories = {name: result["history"] for name, result in runs.items() if result["history"]}
     best = tables.best_language(results) or next(iter(runs), None)
     counts = best and results[best]["confusion"]
+    asked = best if best in words else next(iter(words), None)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("camvid_lang.report", ""),
         autoescape=True,
@@ -101,6 +116,8 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
         chance=tables.CHANCE in results,
         findings=tables.findings(results),
         tables=tables.tables(results)[: None if len(runs) > 1 else 1],
+        words=tables.word_tables(words, results),
+        asked=asked,
         thesis={} if camvid else THESIS_ROWS,
         charts={
             "miou": len(runs) > 1
@@ -110,6 +127,7 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
             and figures.confusion(
                 np.array(counts)[:NUM_CLASSES, :NUM_CLASSES], f"{best}: confusion"
             ),
+            "words": asked and _word_matrix(words[asked]["wordings"]),
             "similarities": cosines and figures.similarity_matrices(cosines),
             "training": histories and figures.curves(histories),
         },
@@ -121,6 +139,14 @@ def _page(results: Mapping[str, Mapping], frames: Mapping[str, FigureData]) -> s
         absent_class_rule=ABSENT_CLASS_RULE,
         runs=runs,
         dash=tables.DASH,
+    )
+
+
+def _word_matrix(wordings: Mapping[str, Mapping]) -> Figure:
+    """IoU of each class under each wording that keeps the classes apart."""
+    iou = {name: row["anchored"]["iou"] for name, row in wordings.items()}
+    return figures.class_matrix(
+        {n: row for n, row in iou.items() if row.keys() == {*CLASSES}}, "own"
     )
 
 

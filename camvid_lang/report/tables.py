@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from camvid_lang.data.classes import CLASSES
+from camvid_lang.evaluation import held_out_scores
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS
 from camvid_lang.report.thesis import TABLES, THESIS_ROWS, TITLES
 
 __all__ = ["Table", "banner", "best_language", "encoder_note", "findings", "is_camvid"]
-__all__ += ["measured_on", "shown", "tables", "to_markdown"]
+__all__ += ["measured_on", "shown", "tables", "to_markdown", "word_tables"]
 
 CHANCE, DASH, MINUS = "chance", "–", "\N{MINUS SIGN}"
 Results = Mapping[str, Mapping]
@@ -216,6 +217,50 @@ def _confused(result: Mapping) -> str:
     true, taken = np.unravel_index(share.argmax(), share.shape)
     what = f"of the pixels of {CLASSES[true]} are taken for {CLASSES[taken]}"
     return f"; most often confused: {share[true, taken]:.0f} % {what}"
+
+
+def word_tables(measured: Mapping[str, Mapping], results: Results) -> list[Table]:
+    """Scores with other words than a run was trained with.
+
+    Args:
+        measured: {run: what its vocabulary.json holds}.
+        results: of the runs, for untrained ones (bilinear) as the bar of held-out classes.
+    """
+    wordings = {
+        n: row["reason"] for found in measured.values() for n, row in found["wordings"].items()
+    }
+    ways = {"anchored": "through its classes", "cosine": "by cosine"}
+    groups = tuple(f"{run}, {title}" for run in measured for title in ways.values())
+    rows = []
+    for name, reason in wordings.items():
+        found = [run["wordings"].get(name) for run in measured.values()]
+        rows.append(
+            (f"{name}: {reason}", *(row and row[way]["miou"] for row in found for way in ways))
+        )
+    built = []
+    if rows:
+        title = "mIoU where the classes are asked for in other words"
+        built.append(Table("", title, "Words", groups, ("measured",), tuple(rows)))
+    rows = []
+    for run, found in measured.items():
+        scores = found["held_out_scores"]
+        rows += [
+            (f"{run}, {title}", *scores[way].values()) for way, title in ways.items() if scores
+        ]
+        bar = results.get("bilinear-names")
+        if scores and bar:
+            rows.append(
+                (
+                    "bilinear-names, untrained",
+                    *held_out_scores(bar["iou"], found["held_out"]).values(),
+                )
+            )
+    if rows:
+        held_out = next(found["held_out"] for found in measured.values() if found["held_out"])
+        title = f"Classes held out of training ({', '.join(held_out)}): mean IoU, and harmonic mean"
+        groups = ("Trained classes", "Held-out classes", "Harmonic mean")
+        built.append(Table("", title, "Run", groups, ("measured",), tuple(rows)))
+    return built
 
 
 def shown(value: float | None, part: str = "measured") -> str:
