@@ -72,10 +72,10 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
     *(DEVICE, FRESH),
 )
 def demo(args: argparse.Namespace) -> None:
-    """Run all nine experiments of the thesis on drawn scenes.
+    """Run all nine experiments of the thesis on drawn scenes, and ask in other words.
 
-    Needs no download and no GPU; three to six minutes on two cores. Writes OUT/report.html and one
-    folder per experiment.
+    Needs no download and no GPU; MINUTES on two cores. Writes OUT/report.html and one folder per
+    experiment.
     """
     from camvid_lang.demo import run_demo
 

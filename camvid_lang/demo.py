@@ -1,4 +1,4 @@
-"""The whole thesis on drawn scenes: nine experiments, one page. No download, no accelerator.
+"""The whole thesis on drawn scenes, and other words: one page. No download, no accelerator.
 
 The package carries runs of it, so that notebooks show something on a machine where none was run:
 
@@ -28,15 +28,27 @@ from camvid_lang.experiments import Experiment, configure
 from camvid_lang.report.html import report_runs
 from camvid_lang.report.tables import CHANCE
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import read_figures, read_results, versions, write_figures, write_results
+from camvid_lang.results import (
+    VOCABULARY,
+    read_figures,
+    read_results,
+    read_vocabulary,
+    versions,
+    write_figures,
+    write_results,
+)
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
+from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints, epoch_of
 from camvid_lang.training.mirror import CHECKPOINTS
+from camvid_lang.vocabulary import WORDINGS, measure
 
 __all__ = ["CARRIED", "carry", "demo_settings", "run_demo"]
 
 CARRIED = Path(__file__).parent / "assets" / "demo"  # run folders
+ROWS = (*THESIS_ROWS, "held-out")
+ASKED = ("frozen-names", "full-narrow-descriptions", "held-out")
 COUNTS = {"train": 560, "val": 40, "test": 60}  # scenes
 NONE = dict.fromkeys(("name", "weights", "text"), "none")
 COMMAND = "python -m camvid_lang demo"
@@ -56,7 +68,7 @@ def demo_settings(name: str) -> dict:
 def run_demo(
     out: str | Path, seed: int = 0, device: str = "auto", fresh: bool = False
 ) -> dict[str, dict]:
-    """Draw the scenes, run every row of the thesis on them and write report.html.
+    """Draw the scenes, run every row of the thesis on them, ask in other words, write report.html.
 
     Each row is a `camvid-lang run` of its own, with its output in OUT/NAME.log. On a CPU two rows
     run side by side with one thread each: two threads are far from twice as fast as one in layers
@@ -74,7 +86,7 @@ def run_demo(
         InputError: a row failed.
     """
     out = Path(out)
-    experiments = [configure(name, "cpu", **demo_settings(name), seed=seed) for name in THESIS_ROWS]
+    experiments = [configure(name, "cpu", **demo_settings(name), seed=seed) for name in ROWS]
     on_cpu = pick_device(device).type == "cpu"  # raises before anything is drawn
     write_scenes(out / "scenes", counts=COUNTS, seed=seed)
     new = [e for e in experiments if fresh or not (out / e.name / "results.json").exists()]
@@ -84,17 +96,24 @@ def run_demo(
         with contextlib.redirect_stdout(io.StringIO() if experiment in new else sys.stdout):
             folder = out / experiment.name
             results[experiment.name] = run(experiment, out / "scenes", folder, device=device)
+    test = load_camvid(out / "scenes", "test")
     results[CHANCE] = {
         **{"experiment": CHANCE, "miou_train": None, "confusion": [], "history": [], "seconds": 0},
         **{"settings": {}, "prompts": None, "encoder": NONE, "device": "cpu", "command": COMMAND},
         **{"data": results["bilinear-names"]["data"], "versions": versions()},
-        **chance_scores(load_camvid(out / "scenes", "test"), seed),
+        **chance_scores(test, seed),
     }
+    for name in ASKED:  # in other words
+        path = out / name / VOCABULARY
+        found = read_vocabulary(path)
+        if not found or found["digest"] != test.digest or name in [e.name for e in new]:
+            print(f"{name}: other words")
+            write_results(path, measure(load(out / name, device=device), test, WORDINGS))
     (out / CHANCE).mkdir(exist_ok=True)
     write_results(out / CHANCE / "results.json", results[CHANCE])
     page = report_runs([out], out / "report.html")
     print(f"{'':28}{'mIoU on scenes':>15}")
-    for name in (CHANCE, *THESIS_ROWS):
+    for name in (CHANCE, *ROWS):
         print(f"{name:28}{results[name]['miou']:>13.1f} %")
     print(f"open {page}")
     return results

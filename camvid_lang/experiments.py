@@ -164,8 +164,14 @@ EXPERIMENTS = {
         Experiment("full-descriptions", **_DESCRIBED),
         Experiment("full-narrow-descriptions", spp_width=160, batch_size=10, **_DESCRIBED),
         Experiment("swiftnet", "swiftnet", **_SWIFTNET),
-        # Not in the thesis, which trained the whole network on descriptions only.
+        # Not in the thesis, which trained the whole network on descriptions only, all classes.
         Experiment("full-names", text_set="names", **{**_FULL, "score_train": False}),
+        Experiment(
+            "held-out",
+            text_set="names",
+            held_out="tree,sign,car,bicyclist",
+            **{**_FULL, "score_train": False},
+        ),
         Experiment("swiftnet-best", "swiftnet", spp_width=42, **_BEST),
         Experiment("best", "clip-upsampler", "names", spp_width=128, **_BEST),
     )

@@ -30,7 +30,7 @@ NINE = [
 
 
 def test_one_entry_per_row_of_the_thesis():
-    assert list(EXPERIMENTS) == [*NINE, "full-names", "swiftnet-best", "best"]
+    assert list(EXPERIMENTS) == [*NINE, "full-names", "held-out", "swiftnet-best", "best"]
     assert all(entry.name == name for name, entry in EXPERIMENTS.items())
 
 
