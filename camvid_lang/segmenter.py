@@ -1,8 +1,10 @@
 """Any words on any image, by a finished run: inference of the API, command line and notebook."""
 
 import colorsys
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from camvid_lang.data.classes import CLASSES, PALETTE
 from camvid_lang.device import autocast, pick_device, to_device
@@ -26,6 +29,7 @@ __all__ = ["Segmentation", "Segmenter", "class_colours", "load", "read_rgb"]
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
 DEMO = Path(__file__).parent / "assets" / "demo" / "full-narrow-descriptions"
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
+OVERLAP = 1 / 4  # of a tile with the next
 
 ImageLike = str | Path | Image.Image | np.ndarray
 Classes = str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
@@ -72,10 +76,18 @@ class Segmentation:
         """The colour of each class in `overlay`, RGB in 0..255."""
         return class_colours(self.classes)
 
-    def overlay(self, alpha: float = 0.6) -> Image.Image:
-        """The image blended with its classes' colours, of which `alpha` is the share."""
+    def overlay(self, alpha: float = 0.6, legend: bool = False) -> Image.Image:
+        """The image blended with its classes' colours, of which `alpha` is the share.
+
+        With `legend` the classes' names and colours are below it, see `figures.with_legend`.
+        """
         colours = np.array(self.colours, np.uint8)[self.ids]
-        return Image.blend(Image.fromarray(self.image), Image.fromarray(colours), alpha)
+        blended = Image.blend(Image.fromarray(self.image), Image.fromarray(colours), alpha)
+        if not legend:
+            return blended
+        from camvid_lang.report.figures import with_legend  # matplotlib takes a second
+
+        return with_legend(blended, self.classes, self.colours)
 
 
 class Segmenter:
@@ -85,6 +97,13 @@ class Segmenter:
     {class: [prompt, ...]}, a text or file for `models.text.parse_classes` ("road, car | lorry"),
     or None for the run's own 11 classes. An image with a side over `max_side` pixels is brought to
     that size for the model, and the result back to the image's own.
+
+    With `tile=N`, a multiple of 32, the image keeps its size, whatever `max_side`: the model sees
+    squares of NxN pixels that overlap by a quarter or more, and scores are blended linearly over
+    the overlap. An image that fits into one tile is segmented as with `max_side=N`. Tiles keep
+    small objects of large images, but the model sees no more than a tile at once and knows objects
+    at the size they had in training. Memory, next to image and result: 4 K N (W + N/4) bytes for a
+    row of tiles of an image W wide, and about 20 K N^2 for the model's scores of one tile.
 
     Attributes:
         model: in evaluation mode; its `forward` takes (N, 3, H, W) images.
@@ -105,7 +124,11 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(
-        self, image: ImageLike, classes: Classes | None = None, max_side: int = MAX_SIDE
+        self,
+        image: ImageLike,
+        classes: Classes | None = None,
+        max_side: int = MAX_SIDE,
+        tile: int | None = None,
     ) -> Segmentation:
         """The best class of each pixel; ids are upsampled nearest.
 
@@ -118,14 +141,22 @@ class Segmenter:
         if len(names) == 1:
             warnings.warn(one_class_note(names[0]), stacklevel=3)
         rgb = read_rgb(image)
+        if _needs_tiles(rgb, tile):
+            bands = self._bands(rgb, text, max_side, tile)
+            ids = np.concatenate([band.argmax(0).to(torch.uint8).cpu().numpy() for band in bands])
+            return Segmentation(rgb, ids, names)
         with autocast(self._device):
-            ids = self.model.segment(self._input(rgb, max_side), *text)[0].cpu().numpy()
+            ids = self.model.segment(self._input(rgb, tile or max_side), *text)[0].cpu().numpy()
         resized = Image.fromarray(ids).resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
         return Segmentation(rgb, np.array(resized), names)
 
     @torch.inference_mode()
     def cosines(
-        self, image: ImageLike, classes: Classes | None = None, max_side: int = MAX_SIDE
+        self,
+        image: ImageLike,
+        classes: Classes | None = None,
+        max_side: int = MAX_SIDE,
+        tile: int | None = None,
     ) -> np.ndarray:
         """(K, H, W) float32 cosine similarities in [-1, 1], upsampled bilinearly.
 
@@ -133,11 +164,88 @@ class Segmenter:
             InputError: as `segment`, and any use of SwiftNet.
         """
         self._need_language()
-        _, text = self._text(classes)
-        rgb = read_rgb(image)
-        with autocast(self._device):
-            cosines = self.model(self._input(rgb, max_side), *text).float()
-        return F.interpolate(cosines, rgb.shape[:2], mode="bilinear")[0].cpu().numpy()
+        return self._array(image, classes, max_side, tile, np.float32, lambda band: band)
+
+    @torch.inference_mode()
+    def probabilities(
+        self,
+        image: ImageLike,
+        classes: Classes | None = None,
+        max_side: int = MAX_SIDE,
+        tile: int | None = None,
+    ) -> np.ndarray:
+        """(K, H, W) float16 in 0..1: the softmax of scores / temperature over these classes.
+
+        Scores are the cosines, for SwiftNet its logits. Float16 holds about three digits.
+
+        Raises:
+            InputError: as `segment`.
+        """
+        options = np.float16, lambda band: (band / self.temperature).softmax(0)
+        return self._array(image, classes, max_side, tile, *options)
+
+    def segment_video(
+        self,
+        video: str | Path,
+        out: str | Path,
+        classes: Classes | None = None,
+        max_side: int = MAX_SIDE,
+        tile: int | None = None,
+        alpha: float = 0.6,
+        legend: bool = False,
+    ) -> int:
+        """Write a video's frames as overlays; returns their number.
+
+        `out` is an MP4 (H.264) of the same size, turned upright, with the same times of frames and
+        without sound; a frame is a `Segmentation.overlay`. Each frame is segmented by itself. Where
+        a frame cannot be read, `out` ends before it.
+
+        Raises:
+            InputError: as `segment`; a video that cannot be read; PyAV is not installed.
+        """
+        try:
+            import av
+        except ImportError as error:
+            reason = 'a video needs PyAV: pip install "camvid-lang[video]"'
+            raise InputError(f"{video}: {reason}") from error
+        if Path(out).resolve() == Path(video).resolve():
+            raise InputError(f"{video} would be overwritten: choose another name")
+        with ExitStack() as files:
+            try:
+                source = files.enter_context(av.open(str(video)))
+                stream = source.streams.video[0]
+            except (av.FFmpegError, IndexError) as error:
+                raise InputError(f"{video}: not a readable video ({error})") from error
+            options = {"total": stream.frames or None, "unit": "frame", "leave": False}
+            bar = files.enter_context(tqdm(desc=Path(video).name, **options))
+
+            def frames() -> Iterator["av.VideoFrame"]:
+                try:
+                    yield from source.decode(stream)
+                except av.FFmpegError as error:
+                    reason = f"frame {bar.n} is not readable ({error})"
+                    raise InputError(f"{video}: {reason}") from error
+
+            for frame in frames():
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                overlay = self.segment(pixels, classes, max_side, tile).overlay(alpha, legend)
+                if not bar.n:
+                    Path(out).parent.mkdir(parents=True, exist_ok=True)
+                    target = files.enter_context(av.open(str(out), "w", format="mp4"))
+                    coded = target.add_stream("h264", rate=stream.average_rate or 25)
+                    coded.width, coded.height = overlay.size
+                    odd = any(side % 2 for side in overlay.size)  # no half of it for the colours
+                    coded.pix_fmt = "yuv444p" if odd else "yuv420p"
+                    coded.codec_context.time_base = stream.time_base
+                    # Whatever ends the loop, the frames that the encoder still holds are written.
+                    files.callback(lambda file, codec: file.mux(codec.encode()), target, coded)
+                drawn = av.VideoFrame.from_image(overlay)
+                drawn.pts, drawn.time_base = frame.pts, frame.time_base
+                target.mux(coded.encode(drawn))
+                bar.update()
+            if not bar.n:
+                raise InputError(f"{video}: no frame in it")
+            return bar.n
 
     def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
         """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
@@ -173,6 +281,52 @@ class Segmenter:
             rows |= zip(map(key, other.values()), vectors, strict=True)
         return torch.stack([rows[key(group)] for group in prompts.values()])
 
+    def _array(
+        self,
+        image: ImageLike,
+        classes: Classes | None,
+        max_side: int,
+        tile: int | None,
+        dtype: type,
+        function: Callable[[Tensor], Tensor],
+    ) -> np.ndarray:
+        """(K, H, W): a function of the scores of each pixel."""
+        names, text = self._text(classes)
+        rgb, row = read_rgb(image), 0
+        array = np.empty((len(names), *rgb.shape[:2]), dtype)
+        for band in self._bands(rgb, text, max_side, tile):
+            array[:, row : row + band.shape[1]] = function(band).cpu().numpy()
+            row += band.shape[1]
+        return array
+
+    def _bands(
+        self, rgb: np.ndarray, text: tuple[Tensor, ...], max_side: int, tile: int | None
+    ) -> Iterator[Tensor]:
+        """The image's scores (K, rows, W) from top to bottom: at once, or by rows of tiles."""
+        if not _needs_tiles(rgb, tile):
+            yield self._scores(rgb, text, tile or max_side)
+            return
+        down, across = (_tiles(side, tile) for side in rgb.shape[:2])
+        ends = [*(top for top, _ in down[1:]), len(rgb)]
+        count = len(text[0]) if text else len(self.classes)
+        rest = torch.zeros(count, 0, rgb.shape[1], device=self._device)  # the tiles below add to it
+        for (top, fade), end in zip(down, ends, strict=True):
+            band = F.pad(rest, (0, 0, 0, len(fade) - rest.shape[1]))
+            for left, ramp in across:
+                tile_rgb = rgb[top : top + len(fade), left : left + len(ramp)]
+                weights = (fade[:, None] * ramp).to(self._device)
+                band[..., left : left + len(ramp)] += self._scores(tile_rgb, text, tile).mul_(
+                    weights
+                )
+            rest = band[:, end - top :].clone()
+            yield band[:, : end - top]
+
+    def _scores(self, rgb: np.ndarray, text: tuple[Tensor, ...], max_side: int) -> Tensor:
+        """(K, H, W) float32, upsampled bilinearly where the model sees a smaller image."""
+        with autocast(self._device):
+            scores = self.model(self._input(rgb, max_side), *text).float()
+        return F.interpolate(scores, rgb.shape[:2], mode="bilinear")[0]
+
     def _need_language(self) -> None:
         if self._text_encoder is None:
             raise InputError(
@@ -188,6 +342,25 @@ class Segmenter:
         size = [max(MIN_SIDE, round(side * scale)) for side in rgb.shape[1::-1]]
         resized = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
         return torch.from_numpy(resized).permute(2, 0, 1)[None].to(self._device)
+
+
+def _needs_tiles(rgb: np.ndarray, tile: int | None) -> bool:
+    if tile is not None and (tile < MIN_SIDE or tile % MIN_SIDE):
+        raise InputError(f"tile={tile}: give a multiple of {MIN_SIDE}, such as 1024")
+    return tile is not None and max(rgb.shape) > tile
+
+
+def _tiles(side: int, tile: int) -> list[tuple[int, Tensor]]:
+    """Start and weights (n,) of each tile along a side; all weights of a pixel add up to 1."""
+    tile = min(tile, side)
+    overlap = max(1, int(tile * OVERLAP))
+    steps = math.ceil((side - tile) / (tile - overlap)) if side > tile else 0
+    starts = [(side - tile) * i // max(1, steps) for i in range(steps + 1)]
+    ramp = ((torch.arange(tile) + 0.5) / overlap).clamp(max=1)
+    ramp, total = torch.minimum(ramp, ramp.flip(0)), torch.zeros(side)
+    for start in starts:
+        total[start : start + tile] += ramp
+    return [(start, ramp / total[start : start + tile]) for start in starts]
 
 
 def read_rgb(image: ImageLike) -> np.ndarray:
