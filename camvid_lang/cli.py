@@ -51,6 +51,7 @@ class HelpWithSettings(argparse.Action):
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 DEVICE = argument("--device", default="auto", help="cpu, cuda or auto (default)")
 FRESH = argument("--fresh", action="store_true", help="start over; the default is to resume")
 JSON = argument("--json", action="store_true", help="print JSON")
@@ -341,7 +342,7 @@ def convert(args: argparse.Namespace) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="an image, a folder of images, or a pattern in quotes ('photos/*.jpg')",
+        help="an image, a folder of images, a pattern in quotes ('photos/*.jpg'), or a video",
     ),
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
@@ -350,27 +351,62 @@ def convert(args: argparse.Namespace) -> None:
         help='as in "road, car|lorry, shop window" (default: those of the run), '
         "or a file: .txt (one a line) or .json (a list or mapping)",
     ),
+    argument("--tile", type=int, metavar="N", help="segment large images at their own size, in "
+             "overlapping tiles of NxN pixels (a multiple of 32, such as 1024; default: an image "
+             "is reduced to 1024 pixels)"),
+    argument("--compare", choices=("anchored", "cosine"), default="anchored",
+             help="how words are compared with pixels: through the classes of training (default), "
+             "so that `house` finds what was trained as `building`; or by cosine alone, as in the "
+             "thesis"),
+    argument("--templates", default="", metavar="NAME|FILE", help="embed each word in texts: "
+             "photo, street, scene, clip, or a file of lines such as `a {} at night`"),
+    argument("--best-prompt", action="store_true",
+             help="a class fits as well as the best of its prompts (default: their mean vector)"),
+    argument("--none-below", type=float, default=0.0, metavar="P", help="add the class `none of "
+             "these` where no class agrees with a pixel with this probability, such as 0.5"),
+    argument("--legend", action="store_true", help="put names and colours below the overlay"),
+    argument("--probabilities", choices=("npz", "png"), help="also write each class's probability "
+             "among the classes: OUT/NAME_probabilities.npz (`classes`, and `probabilities` (K, H, "
+             "W) float16), or OUT/NAME_probability_ID_CLASS.png (16 bits, 65535 for 1)"),
     argument("--text-bank", help="where the run's text bank is now, if it has moved"),
     argument("--weights", help="where the encoder's weights are now, if they have moved"),
     CHECKPOINT,
     DEVICE,
-)
+)  # fmt: skip
 def segment(args: argparse.Namespace) -> None:
-    """Segment images with any words, by a finished run.
+    """Segment images and videos with any words, by a finished run.
 
     Classes are separated by commas (quotes protect them: '"a wide, empty road", sky'); "car|lorry"
     is one class of two prompts. Writes OUT/NAME.png (ids in the order of the classes) and
-    OUT/NAME_overlay.png (the image and its classes blended). `score` takes OUT as it is.
+    OUT/NAME_overlay.png (the image and its classes blended). `score` takes OUT as it is. A video
+    that is named (or matches a pattern) becomes OUT/NAME_overlay.mp4, without sound.
     """
+    import numpy as np
     from PIL import Image, PngImagePlugin
+    from tqdm import tqdm
 
+    from camvid_lang.data.classes import CLASSES
     from camvid_lang.evaluation import CLASSES_KEY
-    from camvid_lang.segmenter import load
+    from camvid_lang.models.text import parse_classes
+    from camvid_lang.segmenter import NONE_OF_THESE, class_colours, load
 
     images, out = _find_images(args.images), Path(args.out)
+    names = list(CLASSES if args.classes is None else parse_classes(args.classes))
+    names += [NONE_OF_THESE] * bool(args.none_below)
+    keys = ("tile", "compare", "templates", "best_prompt", "none_below")
+    options = {key: getattr(args, key) for key in keys}
+    ends = ["_probabilities.npz"] if args.probabilities == "npz" else []
+    if args.probabilities == "png":
+        safe = [re.sub(r"[^\w.-]+", "-", name)[:40] for name in names]
+        ends = [f"_probability_{i}_{name}.png" for i, name in enumerate(safe)]
     written: dict[str, Path] = {}
     for path in images:
-        for target in (out / f"{path.stem}.png", out / f"{path.stem}_overlay.png"):
+        kinds = [".png", "_overlay.png", *ends]
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            kinds = ["_overlay.mp4"]
+            if ends:
+                raise InputError(f"{path} is a video: --probabilities is for images; leave it out")
+        for target in (out / f"{path.stem}{kind}" for kind in kinds):
             other = written.setdefault(_same_file(target), path)
             if other is not path:
                 raise InputError(f"{path} and {other} would both write {target}: rename one")
@@ -379,17 +415,32 @@ def segment(args: argparse.Namespace) -> None:
             raise InputError(f"{path} would be overwritten by a result: choose another --out")
     places = {"text_bank": args.text_bank, "weights": args.weights}
     segmenter = load(args.run, args.checkpoint, args.device, **places)
-    for path in images:
-        result = segmenter.segment(path, args.classes)
-        if path is images[0]:
-            for i, name in enumerate(result.classes):
-                print(f"{i:3}  #{bytes(result.colours[i]).hex()}  {name}")
-        out.mkdir(parents=True, exist_ok=True)
-        about = PngImagePlugin.PngInfo()
-        about.add_itxt(CLASSES_KEY, "\n".join(result.classes))
-        Image.fromarray(result.ids).save(out / f"{path.stem}.png", pnginfo=about)
-        result.overlay().save(out / f"{path.stem}_overlay.png")
-        print(out / f"{path.stem}_overlay.png")
+    for i, (name, colour) in enumerate(zip(names, class_colours(names), strict=True)):
+        print(f"{i:3}  #{bytes(colour).hex()}  {name}")
+    about = PngImagePlugin.PngInfo()
+    about.add_itxt(CLASSES_KEY, "\n".join(names))
+    with tqdm(images, unit="image", disable=len(images) == 1, leave=False) as bar:
+        for path in bar:
+            target = out / f"{path.stem}_overlay.png"
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                target = target.with_suffix(".mp4")
+                segmenter.segment_video(path, target, args.classes, legend=args.legend, **options)
+                tqdm.write(str(target))
+                continue
+            result = segmenter.segment(path, args.classes, **options)
+            out.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(result.ids).save(out / f"{path.stem}.png", pnginfo=about)
+            result.overlay(legend=args.legend).save(target)
+            if args.probabilities:
+                found = segmenter.probabilities(result.image, args.classes, **options)
+                if args.probabilities == "npz":
+                    place = out / f"{path.stem}{ends[0]}"
+                    np.savez_compressed(place, classes=names, probabilities=found)
+                else:
+                    for end, values in zip(ends, found, strict=True):
+                        levels = (values.astype(np.float32) * 65535).round().astype(np.uint16)
+                        Image.fromarray(levels).save(out / f"{path.stem}{end}")
+            tqdm.write(str(target))
 
 
 def _existing(name: str) -> Path:
@@ -408,7 +459,9 @@ def _find_images(arguments: Sequence[str]) -> list[Path]:
             raise InputError(f"{text}: no such file or folder, and no file matches it as a pattern")
         for match in matches:
             for file in sorted(match.iterdir()) if match.is_dir() else [match]:
-                image = file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+                # Folders of photos often hold videos, which may take hours: those are named.
+                known = IMAGE_SUFFIXES if match.is_dir() else IMAGE_SUFFIXES + VIDEO_SUFFIXES
+                image = file.suffix.lower() in known and file.is_file()
                 if file == path or (image and not file.name.startswith(".")):
                     found.setdefault(file.resolve(), file)
                 elif not file.name.startswith("."):
@@ -442,6 +495,12 @@ def _label_ids(args: argparse.Namespace) -> tuple | None:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
+
+
+def _warn(text: object, *_: object) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {text}", sys.stderr)  # on a line of its own where a bar is shown
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -483,7 +542,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
         with warnings.catch_warnings():
-            warnings.showwarning = lambda text, *_: print(f"warning: {text}", file=sys.stderr)
+            warnings.showwarning = _warn
             args.action(args)
         sys.stdout.flush()
     except InputError as error:

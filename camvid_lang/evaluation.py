@@ -5,6 +5,7 @@ summed before anything is divided, per-frame scores are never averaged. `ABSENT_
 how absent classes count.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -233,9 +234,10 @@ def score(
     problems: list[str] = []
     folders = [image_files(Path(f), (".png",), problems) for f in (predictions, labels)]
     raise_problems(problems)
-    for name in [*folders[0]]:  # `segment` writes both
-        if f"{name}_overlay" not in folders[1]:
-            folders[0].pop(f"{name}_overlay", None)
+    for name in [*folders[0]]:  # `segment` writes these as well
+        also = re.fullmatch(r"(.+)_(overlay|probability_\d+_.*)", name, re.DOTALL)
+        if also and also[1] in folders[0] and name not in folders[1]:
+            del folders[0][name]
     if alone := sorted(folders[0].keys() ^ folders[1].keys()):
         named = ", ".join(f"{name}.png" for name in alone[:5])
         raise InputError(

@@ -409,8 +409,11 @@ def _maps(segmenter: Segmenter, image: np.ndarray, classes: Classes) -> Figure:
     small = Image.fromarray(image)
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     pixels = np.array(small)
-    cosines = segmenter.cosines(pixels, classes)
-    return heat_maps(pixels, cosines, list(classes), segmenter.temperature)
+    several = len(classes) > 1
+    maps = (
+        segmenter.probabilities(pixels, classes) if several else segmenter.cosines(pixels, classes)
+    )
+    return heat_maps(pixels, maps, list(classes), probabilities=several)
 
 
 def _notes(segmenter: Segmenter, classes: Classes) -> list[str]:

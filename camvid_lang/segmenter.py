@@ -1,31 +1,43 @@
 """Any words on any image, by a finished run: inference of the API, command line and notebook."""
 
 import colorsys
+import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from camvid_lang.data.classes import CLASSES, PALETTE
 from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import Experiment
-from camvid_lang.models.segmentation import SegmentationModel
-from camvid_lang.models.text import TextEncoder, class_prompts, embed_classes, parse_classes
+from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class, word_scores
+from camvid_lang.models.text import (
+    TextEncoder,
+    class_prompts,
+    embed_classes,
+    fill_templates,
+    parse_classes,
+)
 from camvid_lang.run import load_run
 
-__all__ = ["Segmentation", "Segmenter", "class_colours", "load", "read_rgb"]
+__all__ = ["Options", "Segmentation", "Segmenter", "class_colours", "load", "read_rgb"]
 
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
 DEMO = Path(__file__).parent / "assets" / "demo" / "full-narrow-descriptions"
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
+OVERLAP = 1 / 4  # of a tile with the next
+NONE_OF_THESE = "none of these"
 
 ImageLike = str | Path | Image.Image | np.ndarray
 Classes = str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
@@ -72,10 +84,71 @@ class Segmentation:
         """The colour of each class in `overlay`, RGB in 0..255."""
         return class_colours(self.classes)
 
-    def overlay(self, alpha: float = 0.6) -> Image.Image:
-        """The image blended with its classes' colours, of which `alpha` is the share."""
+    def overlay(self, alpha: float = 0.6, legend: bool = False) -> Image.Image:
+        """The image blended with its classes' colours, of which `alpha` is the share.
+
+        With `legend` the classes' names and colours are below it, see `figures.with_legend`.
+        """
         colours = np.array(self.colours, np.uint8)[self.ids]
-        return Image.blend(Image.fromarray(self.image), Image.fromarray(colours), alpha)
+        blended = Image.blend(Image.fromarray(self.image), Image.fromarray(colours), alpha)
+        if not legend:
+            return blended
+        from camvid_lang.report.figures import with_legend  # matplotlib takes a second
+
+        return with_legend(blended, self.classes, self.colours)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an image is segmented: keyword arguments of the methods of `Segmenter`.
+
+    Attributes:
+        max_side: a larger image is reduced to this many pixels for the model, and the result
+            upsampled to its size.
+        tile: a multiple of 32. The image keeps its size, whatever `max_side`: the model sees
+            squares of this many pixels that overlap by a quarter or more, and scores are blended
+            linearly over the overlap. An image that fits into one tile is segmented as with
+            `max_side`. Tiles keep small objects of large images, but the model sees no more than a
+            tile at once and knows objects at the size they had in training. Memory, next to image
+            and result: 4 K N (W + N/4) bytes for a row of tiles of N pixels of an image W wide, and
+            about 20 K N^2 for the model's scores of one tile.
+        compare: `anchored` or `cosine` (the thesis's way), see `LanguageModel.match`. The run's own
+            classes are always compared by cosine.
+        templates: each prompt is embedded in several texts, see `models.text.fill_templates`.
+        best_prompt: a class fits a pixel as well as the best of its prompts does; otherwise the
+            embeddings of its prompts are averaged.
+        none_below: in 0..1. Pixels become the class `none of these` where every agreement with the
+            given classes (see `LanguageModel.match`) is below, which is the probability of being of
+            the same trained class; 0.5 takes what is more likely another thing. 0: no such class.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    max_side: int = MAX_SIDE
+    tile: int | None = None
+    compare: str = "anchored"
+    templates: str = ""
+    best_prompt: bool = False
+    none_below: float = 0.0
+
+    def __post_init__(self):
+        if self.max_side < MIN_SIDE:
+            raise InputError(f"max_side={self.max_side}: it must be at least {MIN_SIDE}")
+        if self.tile is not None and (self.tile < MIN_SIDE or self.tile % MIN_SIDE):
+            raise InputError(f"tile={self.tile}: give a multiple of {MIN_SIDE}, such as 1024")
+        if self.compare not in COMPARE:
+            raise InputError(f"compare={self.compare!r}: choose {' or '.join(COMPARE)}")
+        if not 0 <= self.none_below <= 1:
+            raise InputError(f"none_below={self.none_below}: choose a value in 0..1, such as 0.5")
+
+
+class _Asked(NamedTuple):
+    """Classes: their names, text (rows, C) (None: the run's own), and how many rows each has."""
+
+    names: list[str]
+    text: Tensor | None
+    rows: list[int]
 
 
 class Segmenter:
@@ -83,8 +156,7 @@ class Segmenter:
 
     In its methods `image` is what `read_rgb` accepts; `classes` are a list of words, a mapping
     {class: [prompt, ...]}, a text or file for `models.text.parse_classes` ("road, car | lorry"),
-    or None for the run's own 11 classes. An image with a side over `max_side` pixels is brought to
-    that size for the model, and the result back to the image's own.
+    or None for the run's own 11 classes; `options` are those of `Options`.
 
     Attributes:
         model: in evaluation mode; its `forward` takes (N, 3, H, W) images.
@@ -105,7 +177,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(
-        self, image: ImageLike, classes: Classes | None = None, max_side: int = MAX_SIDE
+        self, image: ImageLike, classes: Classes | None = None, **options: object
     ) -> Segmentation:
         """The best class of each pixel; ids are upsampled nearest.
 
@@ -114,18 +186,28 @@ class Segmenter:
                 a text bank or weights, needed for other words than the run's own, that are missing
                 or of other content; words for SwiftNet, which has its own classes only.
         """
-        names, text = self._text(classes)
-        if len(names) == 1:
-            warnings.warn(one_class_note(names[0]), stacklevel=3)
+        how = Options(**options)
+        asked = self._ask(classes, how)
+        if len(asked.names) == 1:
+            warnings.warn(one_class_note(asked.names[0]), stacklevel=3)
         rgb = read_rgb(image)
+        if how.tile and max(rgb.shape) > how.tile:
+            bands = self._bands(rgb, asked, how)
+            ids = np.concatenate([best_class(band[None])[0].cpu().numpy() for band in bands])
+            return Segmentation(rgb, ids, asked.names)
         with autocast(self._device):
-            ids = self.model.segment(self._input(rgb, max_side), *text)[0].cpu().numpy()
-        resized = Image.fromarray(ids).resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
-        return Segmentation(rgb, np.array(resized), names)
+            images = self._input(rgb, how)
+            if asked.text is None:
+                found = self.model.segment(images)
+            else:
+                found = best_class(self._logits(images, asked, how))
+        resized = Image.fromarray(found[0].cpu().numpy())
+        resized = resized.resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
+        return Segmentation(rgb, np.array(resized), asked.names)
 
     @torch.inference_mode()
     def cosines(
-        self, image: ImageLike, classes: Classes | None = None, max_side: int = MAX_SIDE
+        self, image: ImageLike, classes: Classes | None = None, **options: object
     ) -> np.ndarray:
         """(K, H, W) float32 cosine similarities in [-1, 1], upsampled bilinearly.
 
@@ -133,11 +215,87 @@ class Segmenter:
             InputError: as `segment`, and any use of SwiftNet.
         """
         self.need_language()
-        _, text = self._text(classes)
-        rgb = read_rgb(image)
-        with autocast(self._device):
-            cosines = self.model(self._input(rgb, max_side), *text).float()
-        return F.interpolate(cosines, rgb.shape[:2], mode="bilinear")[0].cpu().numpy()
+        how = replace(Options(**options), compare="cosine", none_below=0.0)
+        return self._array(
+            image, classes, how, np.float32, lambda band: (band * self.temperature).clamp(-1, 1)
+        )
+
+    @torch.inference_mode()
+    def probabilities(
+        self, image: ImageLike, classes: Classes | None = None, **options: object
+    ) -> np.ndarray:
+        """(K, H, W) float16 in 0..1: the softmax over these classes, with `none of these` if any.
+
+        Float16 holds about three digits.
+
+        Raises:
+            InputError: as `segment`.
+        """
+        how = Options(**options)
+        return self._array(image, classes, how, np.float16, lambda band: band.softmax(0))
+
+    @torch.inference_mode()
+    def segment_video(
+        self,
+        video: str | Path,
+        out: str | Path,
+        classes: Classes | None = None,
+        alpha: float = 0.6,
+        legend: bool = False,
+        **options: object,
+    ) -> int:
+        """Write a video's frames as overlays; returns their number.
+
+        `out` is an MP4 (H.264) of the same size, turned upright, with the same times of frames and
+        without sound; a frame is a `Segmentation.overlay`. Each frame is segmented by itself. Where
+        a frame cannot be read, `out` ends before it.
+
+        Raises:
+            InputError: as `segment`; a video that cannot be read; PyAV is not installed.
+        """
+        try:
+            import av
+        except ImportError as error:
+            reason = 'a video needs PyAV: pip install "camvid-lang[video]"'
+            raise InputError(f"{video}: {reason}") from error
+        if Path(out).resolve() == Path(video).resolve():
+            raise InputError(f"{video} would be overwritten: choose another name")
+        with ExitStack() as files:
+            try:
+                source = files.enter_context(av.open(str(video)))
+                stream = source.streams.video[0]
+            except (av.FFmpegError, IndexError) as error:
+                raise InputError(f"{video}: not a readable video ({error})") from error
+            progress = {"total": stream.frames or None, "unit": "frame", "leave": False}
+            bar = files.enter_context(tqdm(desc=Path(video).name, **progress))
+
+            def frames() -> Iterator["av.VideoFrame"]:
+                try:
+                    yield from source.decode(stream)
+                except av.FFmpegError as error:
+                    reason = f"frame {bar.n} is not readable ({error})"
+                    raise InputError(f"{video}: {reason}") from error
+
+            for frame in frames():
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                overlay = self.segment(pixels, classes, **options).overlay(alpha, legend)
+                if not bar.n:
+                    Path(out).parent.mkdir(parents=True, exist_ok=True)
+                    target = files.enter_context(av.open(str(out), "w", format="mp4"))
+                    coded = target.add_stream("h264", rate=stream.average_rate or 25)
+                    coded.width, coded.height = overlay.size
+                    odd = any(side % 2 for side in overlay.size)  # no half of it for the colours
+                    coded.pix_fmt = "yuv444p" if odd else "yuv420p"
+                    coded.codec_context.time_base = stream.time_base
+                    # Whatever ends the loop, the frames that the encoder still holds are written.
+                    files.callback(lambda file, codec: file.mux(codec.encode()), target, coded)
+                drawn = av.VideoFrame.from_image(overlay)
+                drawn.pts, drawn.time_base = frame.pts, frame.time_base
+                target.mux(coded.encode(drawn))
+                bar.update()
+            if not bar.n:
+                raise InputError(f"{video}: no frame in it")
+            return bar.n
 
     def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
         """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
@@ -147,35 +305,7 @@ class Segmenter:
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """(n, C) text embeddings of n prompts, rows of length one, on the model's device."""
         self.need_language()
-        return self._embed(class_prompts(list(prompts)))
-
-    def _text(self, classes: Classes | None) -> tuple[list[str], tuple[Tensor, ...]]:
-        """Names, and the model's argument after the images: a text matrix, or none for its own."""
-        if classes is None:
-            return self.classes, ()
-        prompts = parse_classes(classes)
-        if len(prompts) > 255:
-            raise InputError(f"{len(prompts)} classes: ids are uint8, give at most 255")
-        names = list(prompts)
-        if self._text_encoder is None and names == self.classes:
-            return names, ()
-        self.need_language()
-        key = tuple(map(tuple, prompts.values()))
-        if key not in self._embedded:
-            self._embedded[key] = self._embed(prompts)
-        return names, (self._embedded[key],)
-
-    def _embed(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
-        """(K, C) on the device; the run's own classes need no text encoder."""
-
-        def key(group: Sequence[str]) -> tuple[str, ...]:
-            return tuple(map(str.lower, group))
-
-        rows = dict(zip(map(key, self.model.prompts.values()), self.model.text, strict=True))
-        if other := {name: group for name, group in prompts.items() if key(group) not in rows}:
-            vectors = embed_classes(other, self._text_encoder).to(self._device)
-            rows |= zip(map(key, other.values()), vectors, strict=True)
-        return torch.stack([rows[key(group)] for group in prompts.values()])
+        return self._embed([[prompt] for prompt in class_prompts(list(prompts))])
 
     def need_language(self) -> None:
         """Raise InputError for SwiftNet."""
@@ -185,14 +315,125 @@ class Segmenter:
                 "bilinear-*, adapter-*, frozen-* or full-* for other words"
             )
 
-    def _input(self, rgb: np.ndarray, max_side: int) -> Tensor:
+    def _ask(self, classes: Classes | None, how: Options) -> _Asked:
+        prompts = None if classes is None else parse_classes(classes)
+        if how.none_below and not (prompts and len(getattr(self.model, "anchors", ()))):
+            raise InputError(
+                f"none_below={how.none_below}: it needs classes in words, and a run that was "
+                "trained with language; leave it out"
+            )
+        if prompts is None:
+            return _Asked(self.classes, None, [])
+        names = list(prompts)
+        if len(names) + bool(how.none_below) > 255:
+            raise InputError(f"{len(names)} classes: ids are uint8, give at most 255")
+        if self._text_encoder is None and names == self.classes:
+            return _Asked(names, None, [])
+        self.need_language()
+        rows = [len(group) if how.best_prompt else 1 for group in prompts.values()]
+        groups = list(prompts.values())
+        if how.best_prompt:
+            groups = [[prompt] for group in groups for prompt in group]
+        text = self._embed([fill_templates(group, how.templates) for group in groups])
+        return _Asked([*names, *[NONE_OF_THESE] * bool(how.none_below)], text, rows)
+
+    def _embed(self, groups: Sequence[Sequence[str]]) -> Tensor:
+        """(K, C) on the device, for K groups of prompts; the run's own need no text encoder."""
+
+        def key(group: Sequence[str]) -> tuple[str, ...]:
+            return tuple(map(str.lower, group))
+
+        if not self._embedded:
+            own = map(key, self.model.prompts.values())
+            self._embedded = dict(zip(own, self.model.text, strict=True))
+        if new := {key(group): group for group in groups if key(group) not in self._embedded}:
+            named = {" | ".join(group): group for group in new.values()}
+            vectors = embed_classes(named, self._text_encoder).to(self._device)
+            self._embedded |= zip(new, vectors, strict=True)
+        return torch.stack([self._embedded[key(group)] for group in groups])
+
+    def _array(
+        self,
+        image: ImageLike,
+        classes: Classes | None,
+        how: Options,
+        dtype: type,
+        function: Callable[[Tensor], Tensor],
+    ) -> np.ndarray:
+        """(K, H, W): a function of the logits of each pixel."""
+        asked = self._ask(classes, how)
+        rgb, row = read_rgb(image), 0
+        array = np.empty((len(asked.names), *rgb.shape[:2]), dtype)
+        for band in self._bands(rgb, asked, how):
+            array[:, row : row + band.shape[1]] = function(band).cpu().numpy()
+            row += band.shape[1]
+        return array
+
+    def _bands(self, rgb: np.ndarray, asked: _Asked, how: Options) -> Iterator[Tensor]:
+        """The image's logits (K, rows, W) from top to bottom: at once, or by rows of tiles."""
+        if not how.tile or max(rgb.shape) <= how.tile:
+            yield self._upsampled(rgb, asked, how)
+            return
+        down, across = (_tiles(side, how.tile) for side in rgb.shape[:2])
+        ends = [*(top for top, _ in down[1:]), len(rgb)]
+        rest = torch.zeros(len(asked.names), 0, rgb.shape[1], device=self._device)
+        for (top, fade), end in zip(down, ends, strict=True):
+            # The tiles below add to the rest.
+            band = F.pad(rest, (0, 0, 0, len(fade) - rest.shape[1]))
+            for left, ramp in across:
+                tile = rgb[top : top + len(fade), left : left + len(ramp)]
+                weights = (fade[:, None] * ramp).to(self._device)
+                part = self._upsampled(tile, asked, how).mul_(weights)
+                band[..., left : left + len(ramp)] += part
+            rest = band[:, end - top :].clone()
+            yield band[:, : end - top]
+
+    def _upsampled(self, rgb: np.ndarray, asked: _Asked, how: Options) -> Tensor:
+        """Logits (K, H, W) float32, upsampled bilinearly where the model sees a smaller image."""
+        with autocast(self._device):
+            logits = self._logits(self._input(rgb, how), asked, how).float()
+        return F.interpolate(logits, rgb.shape[:2], mode="bilinear")[0]
+
+    def _logits(self, images: Tensor, asked: _Asked, how: Options) -> Tensor:
+        """(N, 3, h, w) -> (N, K, h, w), whose softmax are the probabilities."""
+        if asked.text is None:
+            return self.model(images) / self.temperature
+        if how.compare == "cosine" and not how.none_below:  # no need of the anchors
+            logits = agreement = self.model(images, asked.text) / self.temperature
+        else:
+            agreement, cosines = self.model.match(images, asked.text)
+            logits = word_scores(agreement, cosines, self.temperature, how.compare)
+        if how.best_prompt:
+            logits, agreement = (
+                torch.cat([rows.amax(1, keepdim=True) for rows in x.split(asked.rows, dim=1)], 1)
+                for x in (logits, agreement)
+            )
+        if how.none_below:  # largest exactly where no agreement reaches `none_below`
+            best = logits.amax(1, keepdim=True), agreement.amax(1, keepdim=True)
+            tiny = torch.finfo(agreement.dtype).tiny
+            none = best[0] + math.log(how.none_below) - best[1].clamp_min(tiny).log()
+            logits = torch.cat([logits, none], dim=1)
+        return logits
+
+    def _input(self, rgb: np.ndarray, how: Options) -> Tensor:
         """(1, 3, h, w) uint8 on the device; each side at least 32 pixels."""
-        if max_side < MIN_SIDE:
-            raise InputError(f"max_side={max_side}: it must be at least {MIN_SIDE}")
-        scale = min(1.0, max_side / max(rgb.shape))
+        scale = min(1.0, (how.tile or how.max_side) / max(rgb.shape))
         size = [max(MIN_SIDE, round(side * scale)) for side in rgb.shape[1::-1]]
         resized = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
         return torch.from_numpy(resized).permute(2, 0, 1)[None].to(self._device)
+
+
+def _tiles(side: int, tile: int) -> list[tuple[int, Tensor]]:
+    """Start and weights (n,) of each tile along a side; all weights of a pixel add up to 1."""
+    tile = min(tile, side)
+    overlap = max(1, int(tile * OVERLAP))
+    steps = math.ceil((side - tile) / (tile - overlap)) if side > tile else 0
+    starts = [(side - tile) * i // max(1, steps) for i in range(steps + 1)]
+    ramp = ((torch.arange(tile) + 0.5) / overlap).clamp(max=1)
+    ramp, total = torch.minimum(ramp, ramp.flip(0)), torch.zeros(side)
+    for start in starts:
+        total[start : start + tile] += ramp
+    return [(start, ramp / total[start : start + tile]) for start in starts]
 
 
 def read_rgb(image: ImageLike) -> np.ndarray:
@@ -250,7 +491,7 @@ def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
         >>> class_colours(["sky", "lorry"])
         [(128, 128, 128), (230, 69, 69)]
     """
-    camvid = dict(zip((*CLASSES, "void"), PALETTE, strict=True))
+    camvid = dict(zip((*CLASSES, "void"), PALETTE, strict=True)) | {NONE_OF_THESE: (0, 0, 0)}
     # Steps of the golden ratio spread any number of hues; three brightnesses take turns.
     hues = (colorsys.hsv_to_rgb(k * 0.618 % 1, 0.7, 0.9 - k % 3 * 0.15) for k in count())
     others = (tuple(round(255 * part) for part in hue) for hue in hues)

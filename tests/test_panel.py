@@ -37,6 +37,8 @@ class Stub:
         strips = np.arange(width) * len(classes) // width == np.arange(len(classes))[:, None]
         return np.tile(strips[:, None].astype(np.float32), (1, height, 1))
 
+    probabilities = cosines
+
     def segment(self, image, classes):
         return Segmentation(image, self.cosines(image, classes).argmax(0).astype(np.uint8), [])
 

@@ -15,6 +15,7 @@ from camvid_lang.errors import InputError
 from camvid_lang.experiments import configure
 from camvid_lang.models.encoder import ASSETS
 from camvid_lang.run import build_model, run
+from camvid_lang.scenes.dataset import draw_scene, scene_seed
 from camvid_lang.segmenter import class_colours, read_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
@@ -36,12 +37,61 @@ def swiftnet(finished):
 
 def test_ids_are_the_classes_of_the_largest_cosine(segmenter):
     words = ["car", "vehicle", "shop window"]
-    result, cosines = segmenter.segment(RGB, words), segmenter.cosines(RGB, words)
+    result, cosines = segmenter.segment(RGB, words, compare="cosine"), segmenter.cosines(RGB, words)
     assert (result.ids.dtype, result.ids.shape, result.classes) == (np.uint8, (96, 128), words)
     assert (cosines.dtype, cosines.shape) == (np.float32, (3, 96, 128))
     assert np.abs(cosines).max() <= 1 + 1e-5
     best = np.take_along_axis(cosines, result.ids[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(best, cosines.max(axis=0), atol=1e-5)
+
+
+def test_words_are_compared_through_the_classes_of_training(segmenter):
+    words = "building, house | shop, vehicle, road"
+    ids, found = segmenter.segment(RGB, words).ids, segmenter.probabilities(RGB, words)
+    best = np.take_along_axis(found, ids[None].astype(int), axis=0)[0]
+    np.testing.assert_allclose(best, found.max(axis=0), atol=2e-3)
+    np.testing.assert_allclose(found.astype(float).sum(axis=0), 1, atol=1e-2)
+    by_cosine = segmenter.probabilities(RGB, words, compare="cosine")
+    assert np.abs(found.astype(float) - by_cosine).max() > 0.1
+
+
+def test_a_class_of_several_prompts_takes_the_best_or_the_mean(segmenter):
+    one, other = segmenter.cosines(RGB, ["car", "tree"])
+    best = segmenter.cosines(RGB, {"both": ["car", "tree"], "road": "road"}, best_prompt=True)
+    np.testing.assert_allclose(best[0], np.maximum(one, other), atol=1e-5)
+    mean = segmenter.cosines(RGB, {"both": ["car", "tree"], "road": "road"})
+    assert not np.allclose(best[0], mean[0], atol=1e-3)
+    photo = segmenter.cosines(RGB, ["car", "tree"], templates="photo")
+    expected = segmenter.cosines(RGB, ["a photo of a car", "a photo of a tree"])
+    np.testing.assert_allclose(photo, expected, atol=1e-6)
+
+
+def test_pixels_of_other_classes_are_none_of_these():
+    scene, label = draw_scene(scene_seed(0, "test", 33))
+    result = camvid_lang.load("demo").segment(scene, "street, cloudy sky", none_below=0.5)
+    assert result.classes == ["street", "cloudy sky", "none of these"]
+    assert result.colours[2] == (0, 0, 0)
+    expected = {CLASSES.index("road"): 0, CLASSES.index("sky"): 1, CLASSES.index("tree"): 2}
+    for class_id, found in expected.items():
+        assert (result.ids == found)[label == class_id].mean() > 0.85
+    everything = camvid_lang.load("demo").segment(scene, "street, cloudy sky")
+    assert everything.classes == ["street", "cloudy sky"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compare": "dot"}, "anchored or cosine"),
+        ({"none_below": 2}, "0..1"),
+        ({"templates": "haiku"}, "not one of photo"),
+        ({"tile": 100}, "multiple of 32"),
+    ],
+)
+def test_options_are_checked(options, message, segmenter):
+    with pytest.raises(InputError, match=message):
+        segmenter.segment(RGB, "car, tree", **options)
+    with pytest.raises(InputError, match="needs classes in words"):
+        segmenter.segment(RGB, none_below=0.5)
 
 
 def test_own_classes_are_those_of_the_model(segmenter):

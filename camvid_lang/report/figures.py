@@ -25,7 +25,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
-from PIL import ImageColor
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
@@ -34,7 +34,7 @@ __all__ = ["Drawing", "architecture", "iou_venn"]
 __all__ += ["class_frequencies", "class_matrix", "confusion"]
 __all__ += ["confusion_and_similarity", "curves", "miou_bars", "similarity_matrices"]
 __all__ += ["comparison", "frames_and_labels", "heat_maps", "overlay", "predictions"]
-__all__ += ["colour_labels", "drawn_names", "to_png"]
+__all__ += ["colour_labels", "drawn_names", "to_png", "with_legend"]
 
 Colour = tuple[int, int, int]  # RGB, 0..255
 STYLE = {
@@ -152,6 +152,30 @@ def drawn_names(names: Sequence[str]) -> list[str]:
         name if fine else f"class {i}"
         for i, (name, fine) in enumerate(zip(names, shown, strict=True))
     ]
+
+
+def with_legend(image: Image.Image, names: Sequence[str], colours: Sequence[Colour]) -> Image.Image:
+    """The image above the names, as `drawn_names` has them, next to a square of their colour.
+
+    It is as wide as the image, or as the longest name where that is wider; both sides are even, as
+    frames of a video must be.
+    """
+    size = max(11, image.width // 70)
+    font = ImageFont.truetype(findfont(FontProperties()), size)
+    labels = [_line(name, 40) for name in drawn_names(names)]
+    cell = math.ceil(max(map(font.getlength, labels))) + 3 * size
+    columns, line = max(1, image.width // cell), 2 * size
+    rows = math.ceil(len(labels) / columns)
+    width, height = max(image.width, cell), image.height + rows * line + size
+    sheet = Image.new("RGB", (width + width % 2, height + height % 2), "white")
+    sheet.paste(image)
+    draw = ImageDraw.Draw(sheet)
+    for i, (label, colour) in enumerate(zip(labels, colours, strict=True)):
+        # Read from top to bottom, as the list of ids that `segment` prints.
+        x, y = i // rows * cell + size // 2, image.height + i % rows * line + size
+        draw.rectangle((x, y, x + size, y + size), colour, "black")
+        draw.text((x + size * 3 // 2, y + size // 2), label, "black", font, "lm")
+    return sheet
 
 
 def _hex(colour: Colour) -> str:
@@ -292,18 +316,15 @@ def overlay(
 
 @_styled
 def heat_maps(
-    image: ArrayLike, cosines: ArrayLike, names: Sequence[str], temperature: float | None = None
+    image: ArrayLike, maps: ArrayLike, names: Sequence[str], probabilities: bool = True
 ) -> Figure:
     """One map per class over `image` (H, W, 3), on one scale: how well its prompts fit a pixel.
 
-    `cosines` is (K, h, w) in [-1, 1]. With a temperature and more than one class, probabilities are
-    shown: the softmax of cosines / temperature over the classes.
+    `maps` (K, h, w) are probabilities in [0, 1], or else cosines in [-1, 1].
     """
-    maps, label, limits = np.asarray(cosines, dtype=float), "cosine similarity", None
-    if temperature and len(maps) > 1:
-        maps = np.exp((maps - maps.max(axis=0)) / temperature)
-        maps, label, limits = maps / maps.sum(axis=0), "probability among these", (0.0, 1.0)
-    low, high = limits or (maps.min(), maps.max())
+    maps = np.asarray(maps, dtype=float)
+    label = "probability among these" if probabilities else "cosine similarity"
+    low, high = (0.0, 1.0) if probabilities else (maps.min(), maps.max())
     rows = math.ceil(len(maps) / 3)
     tall = rows * (8.6 / 3 * _aspect(image) + 0.25) + 0.5
     figure, extent = Canvas("Where each class fits", 9.6, tall), (0, *np.shape(image)[1::-1], 0)
