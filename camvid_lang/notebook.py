@@ -41,6 +41,7 @@ from camvid_lang.report.tables import (
     measured_on,
     tables,
     to_markdown,
+    word_tables,
 )
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
@@ -48,17 +49,18 @@ from camvid_lang.run import build_model, run
 from camvid_lang.scenes.captions import SENTENCES, SHORT
 from camvid_lang.scenes.dataset import write_scenes
 from camvid_lang.segmenter import (
+    NONE_OF_THESE,
     Classes,
     Segmentation,
     Segmenter,
-    class_colours,
     load,
     one_class_note,
     read_rgb,
 )
 from camvid_lang.training.mirror import Mirror
+from camvid_lang.vocabulary import WORDINGS, measure
 
-__all__ = ["Session", "ask", "panel", "similar", "start"]
+__all__ = ["Session", "ask", "other_words", "panel", "similar", "start"]
 
 DATA_SETS = ("camvid", "scenes")
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
@@ -381,12 +383,15 @@ def _find_layout(folder: Path) -> Path:
     return layout.root if layout else folder
 
 
-def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Figure]:
+def ask(
+    segmenter: Segmenter, image: np.ndarray, text: str, **options: object
+) -> tuple[Figure, Figure]:
     """Segment an image by any classes, as `segment` on the command line does; prints notes.
 
     Args:
         image: (H, W, 3) uint8.
         text: the classes, see `models.text.parse_classes` (which raises InputError).
+        options: those of `segmenter.Options`, such as `none_below=0.5`.
 
     Returns:
         The segmentation with its legend, and a heat map of each class's probability among them.
@@ -394,26 +399,27 @@ def ask(segmenter: Segmenter, image: np.ndarray, text: str) -> tuple[Figure, Fig
     classes = parse_classes(text)
     for note in _notes(segmenter, classes):
         print(note)
-    names = list(classes)
-    ids = _segment(segmenter, image, classes)
-    return overlay(image, ids, names, class_colours(names)), _maps(segmenter, image, classes)
+    found = _segment(segmenter, image, classes, **options)
+    figure = overlay(image, found.ids, found.classes, found.colours)
+    return figure, _maps(segmenter, image, classes, **options)
 
 
-def _segment(segmenter: Segmenter, image: np.ndarray, classes: Classes) -> np.ndarray:
+def _segment(
+    segmenter: Segmenter, image: np.ndarray, classes: Classes, **options: object
+) -> Segmentation:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of one class alone, as `_notes` says it
-        return segmenter.segment(image, classes).ids
+        return segmenter.segment(image, classes, **options)
 
 
-def _maps(segmenter: Segmenter, image: np.ndarray, classes: Classes) -> Figure:
+def _maps(segmenter: Segmenter, image: np.ndarray, classes: Classes, **options: object) -> Figure:
     small = Image.fromarray(image)
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     pixels = np.array(small)
-    several = len(classes) > 1
-    maps = (
-        segmenter.probabilities(pixels, classes) if several else segmenter.cosines(pixels, classes)
-    )
-    return heat_maps(pixels, maps, list(classes), probabilities=several)
+    names = [*classes, *[NONE_OF_THESE] * bool(options.get("none_below"))]
+    several = len(names) > 1
+    maps = (segmenter.probabilities if several else segmenter.cosines)(pixels, classes, **options)
+    return heat_maps(pixels, maps, names, probabilities=several)
 
 
 def _notes(segmenter: Segmenter, classes: Classes) -> list[str]:
@@ -466,19 +472,18 @@ def panel(
     opacity = ipywidgets.FloatSlider(value=0.55, max=1, step=0.05, description="opacity")
     button = ipywidgets.Button(description="segment", button_style="primary")
     save = ipywidgets.Button(description="save")
+    none = ipywidgets.Checkbox(description="none of these", indent=False)
     message = ipywidgets.HTML()
     layout = {"max_width": "100%", "width": "960px"}
     outputs = [ipywidgets.Image(format="png", layout=layout) for _ in range(2 * len(models))]
     latest = choice  # or upload: the one that was used last
-    shown: tuple[str, np.ndarray, list[str], dict[str, np.ndarray]] | None = None
+    shown: tuple[str, dict[str, Segmentation]] | None = None
 
     def draw(_change: Bunch | None = None) -> None:
         if shown:
-            _, image, names, found = shown
-            for output, (model, ids) in zip(outputs[::2], found.items(), strict=True):
-                colours = class_colours(names)
-                figure = overlay(image, ids, names, colours, opacity.value, model)
-                output.value = to_png(figure, dpi=150)
+            for output, (model, found) in zip(outputs[::2], shown[1].items(), strict=True):
+                drawn = found.image, found.ids, found.classes, found.colours
+                output.value = to_png(overlay(*drawn, opacity.value, model), dpi=150)
 
     def segment(_button: ipywidgets.Button | None = None) -> None:
         nonlocal shown
@@ -488,27 +493,27 @@ def panel(
             if latest is upload:
                 name, image = _read_upload(upload.value)
             classes = parse_classes(words.value)
-            found = {key: _segment(model, image, classes) for key, model in models.items()}
+            options = {"none_below": 0.5} if none.value else {}
+            found = {key: _segment(m, image, classes, **options) for key, m in models.items()}
             for output, model in zip(outputs[1::2], models.values(), strict=True):
-                output.value = to_png(_maps(model, image, classes))
+                output.value = to_png(_maps(model, image, classes, **options))
             notes = [note for model in models.values() for note in _notes(model, classes)]
         except InputError as error:
             message.value = f"<b>{html.escape(str(error))}</b>"
             return
-        shown = Path(name).stem, image, list(classes), found
+        shown = Path(name).stem, found
         draw()
         message.value = "<br>".join(map(html.escape, dict.fromkeys(notes)))
 
     def write(_button: ipywidgets.Button) -> None:
         if shown:
-            name, image, names, found = shown
+            name, results = shown
             folder = Path("segmented")
             folder.mkdir(exist_ok=True)
-            for model, ids in found.items():
+            for model, found in results.items():
                 stem = folder / (f"{name}_{model}" if several else name)
-                Image.fromarray(ids).save(f"{stem}.png")
-                blended = Segmentation(image, ids, names).overlay(opacity.value)
-                blended.save(f"{stem}_overlay.png")
+                Image.fromarray(found.ids).save(f"{stem}.png")
+                found.overlay(opacity.value).save(f"{stem}_overlay.png")
             message.value = f"saved in {html.escape(str(folder.resolve()))}"
 
     def use(change: Bunch) -> None:
@@ -522,8 +527,9 @@ def panel(
     opacity.observe(draw, names="value")
     choice.observe(use, names="value")
     upload.observe(use, names="value")
+    none.observe(segment, names="value")
     segment()
-    rows = [[choice, upload], [words], [button, save, opacity]]
+    rows = [[choice, upload], [words], [button, save, opacity, none]]
     return ipywidgets.VBox([*map(ipywidgets.HBox, rows), message, *outputs])
 
 
@@ -537,6 +543,14 @@ def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:
         path = Path(folder) / Path(name).name
         path.write_bytes(entry["content"])
         return path.name, read_rgb(path)
+
+
+def other_words(segmenter: Segmenter, frames: Frames) -> Markdown:
+    """A table of mIoU with other words for the classes, see `vocabulary.WORDINGS`."""
+    found = measure(segmenter, frames, WORDINGS)
+    return Markdown(
+        "\n".join(map(to_markdown, word_tables({segmenter.experiment.name: found}, {})))
+    )
 
 
 def similar(segmenter: Segmenter, prompts: Sequence[str]) -> Markdown:

@@ -9,7 +9,7 @@
 # minute, and an image a second or two even without a GPU. Where no run is finished yet (notebooks 2 to
 # 4), a small model trained on drawn scenes answers, which the package carries, or on a GPU the
 # thesis's CLIP, untrained. The thesis gives open vocabulary as the reason for the whole approach but
-# does not measure it: look and judge.
+# does not measure it; the last section does.
 
 # %%
 # {{setup}}
@@ -53,9 +53,12 @@ similar(segmenter, ["vehicle", "lorry", "shop window", "street lamp", "grass"])
 # %% [markdown]
 # ## One image, new words
 #
-# Each pixel gets the class with the largest cosine similarity. The heat maps show the probability of
-# each class among those given, by the softmax of notebook 2: bright where it matches better than all
-# others. The model cannot answer "none of these", so add words for whatever else is in the image.
+# Training fixes the cosines of a pixel with the classes of the run only; with any other word they are
+# as good as arbitrary. So words are compared through these classes (*anchored*): pixel and word are
+# both described by how similar they are to the trained classes, and these descriptions are compared.
+# `compare="cosine"` is the thesis's way, the largest cosine. The heat maps show the probability of each
+# class among those given: bright where it matches better than all others. `none_below=0.5` adds "none
+# of these" for pixels that are more likely of another trained class than of any of the words.
 
 # %%
 from IPython.display import display
@@ -65,6 +68,10 @@ from camvid_lang.notebook import ask
 test = session.frames("test", 4)
 images = dict(zip(test.names, test.images.permute(0, 2, 3, 1).numpy(), strict=True))
 for figure in ask(segmenter, images[test.names[0]], "road, vehicle, tree, house, sky, person"):
+    display(figure)
+
+# %%
+for figure in ask(segmenter, images[test.names[0]], "street, vegetation", none_below=0.5):
     display(figure)
 
 # %% [markdown]
@@ -85,9 +92,22 @@ panel(segmenter, images)
 # `panel({"frozen": segmenter, "full": session.segmenter("full-names")}, images)`.
 
 # %% [markdown]
+# ## Other words, measured
+#
+# The same frames with the words of training, with the class names, with synonyms, with words of another
+# data set, with finer and coarser words, and with words for things that are not there: mIoU of both ways
+# of comparison. On the whole test split: `python -m camvid_lang vocabulary RUN --data DIR`.
+
+# %%
+from camvid_lang.notebook import other_words
+
+other_words(segmenter, test) if segmenter.experiment.epochs else None
+
+# %% [markdown]
 # ## Exercises
 #
-# 1. Ask for `road, sky, xylophone`. What becomes of the pixels of all other things, and why?
+# 1. Ask for `road, sky, xylophone`. What becomes of the pixels of all other things, and why? Tick *none of
+#    these* and ask again.
 # 2. Compare `person` with `person | man | woman | child` as one class of four prompts.
 # 3. Split a class: `white car, red car, road, building, tree, sky`. Does the model know colours?
 #

@@ -40,7 +40,8 @@ class Stub:
     probabilities = cosines
 
     def segment(self, image, classes):
-        return Segmentation(image, self.cosines(image, classes).argmax(0).astype(np.uint8), [])
+        ids = self.cosines(image, classes).argmax(0).astype(np.uint8)
+        return Segmentation(image, ids, list(classes))
 
     def similarity(self, prompts):
         far = np.array(["xylophone" in prompt for prompt in prompts])
