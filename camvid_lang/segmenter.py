@@ -215,7 +215,8 @@ class Segmenter:
                 source = files.enter_context(av.open(str(video)))
                 stream = source.streams.video[0]
             except (av.FFmpegError, IndexError) as error:
-                raise InputError(f"{video}: not a readable video ({error})") from error
+                reason = getattr(error, "strerror", "it has no images")
+                raise InputError(f"{video}: not a readable video ({reason})") from error
             options = {"total": stream.frames or None, "unit": "frame", "leave": False}
             bar = files.enter_context(tqdm(desc=Path(video).name, **options))
 
