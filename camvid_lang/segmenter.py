@@ -102,8 +102,8 @@ class Segmenter:
     squares of NxN pixels that overlap by a quarter or more, and scores are blended linearly over
     the overlap. An image that fits into one tile is segmented as with `max_side=N`. Tiles keep
     small objects of large images, but the model sees no more than a tile at once and knows objects
-    at the size they had in training. Memory, next to image and result: 4 K N (W + N/4) bytes for a
-    row of tiles of an image W wide, and about 20 K N^2 for the model's scores of one tile.
+    at the size they had in training. Memory, next to model, image and result: about 9 K N W bytes
+    for two rows of tiles of an image W wide, and 25 K N^2 for the model's scores of one tile.
 
     Attributes:
         model: in evaluation mode; its `forward` takes (N, 3, H, W) images.
