@@ -109,9 +109,9 @@ class Options:
             squares of this many pixels that overlap by a quarter or more, and scores are blended
             linearly over the overlap. An image that fits into one tile is segmented as with
             `max_side`. Tiles keep small objects of large images, but the model sees no more than a
-            tile at once and knows objects at the size they had in training. Memory, next to image
-            and result: 4 K N (W + N/4) bytes for a row of tiles of N pixels of an image W wide, and
-            about 20 K N^2 for the model's scores of one tile.
+            tile at once and knows objects at the size they had in training. Memory, next to model,
+            image and result: about 9 K N W bytes for two rows of tiles of an image W wide, and
+            25 K N^2 for the model's scores of one tile.
         compare: `anchored` or `cosine` (the thesis's way), see `LanguageModel.match`. The run's own
             classes are always compared by cosine.
         templates: each prompt is embedded in several texts, see `models.text.fill_templates`.
@@ -265,7 +265,8 @@ class Segmenter:
                 source = files.enter_context(av.open(str(video)))
                 stream = source.streams.video[0]
             except (av.FFmpegError, IndexError) as error:
-                raise InputError(f"{video}: not a readable video ({error})") from error
+                reason = getattr(error, "strerror", "it has no images")
+                raise InputError(f"{video}: not a readable video ({reason})") from error
             progress = {"total": stream.frames or None, "unit": "frame", "leave": False}
             bar = files.enter_context(tqdm(desc=Path(video).name, **progress))
 

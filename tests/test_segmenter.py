@@ -1,7 +1,10 @@
 """Any words on any image: inputs are checked where they enter, results are those of the model."""
 
 import shutil
+import struct
+import sys
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import open_clip
@@ -180,6 +183,146 @@ def test_an_image_of_any_size_gets_ids_of_its_size(size, segmenter):
     for shape, limit in zip(seen, (1024, 512), strict=True):
         scale = min(1, limit / max(size))
         assert shape == tuple(max(32, round(side * scale)) for side in size)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (128, 40)])
+def test_an_image_that_fits_into_a_tile_is_segmented_as_without(size, segmenter):
+    image, words = RGB[: size[0], : size[1]], "car, tree, sky"
+    np.testing.assert_array_equal(
+        segmenter.segment(image, words, tile=128).ids, segmenter.segment(image, words).ids
+    )
+    for scores in (segmenter.cosines, segmenter.probabilities):
+        np.testing.assert_array_equal(scores(image, words, tile=128), scores(image, words))
+
+
+@pytest.mark.parametrize("size", [(200, 301), (97, 5), (1, 400)])
+def test_tiles_are_blended_without_seams(size, segmenter, swiftnet, monkeypatch):
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    words, seen = "car, tree, sky", []
+    cosines = segmenter.cosines(image, words, tile=96)
+    assert (cosines.dtype, cosines.shape) == (np.float32, (3, *size))
+    result = segmenter.segment(image, words, tile=96)
+    np.testing.assert_array_equal(result.ids, cosines.argmax(axis=0))
+    expected = np.exp(cosines / segmenter.temperature)
+    found = segmenter.probabilities(image, words, tile=96)
+    np.testing.assert_allclose(found, expected / expected.sum(axis=0), atol=2e-3)
+    assert swiftnet.segment(image, tile=96).ids.shape == size
+
+    def brightness(images, text):  # a model that sees each pixel alone: tiles change nothing
+        seen.append(images.shape[-2:])
+        grey = images.float().mean(dim=1, keepdim=True) / 255
+        return torch.cat([grey, 1 - grey, grey / 2], dim=1)
+
+    monkeypatch.setattr(segmenter.model, "forward", brightness)
+    tiled = segmenter.cosines(image, words, tile=96)
+    if min(size) >= 32:  # thinner images are upsampled for the model
+        np.testing.assert_allclose(tiled[0], image.mean(axis=2) / 255, atol=1e-5)
+    assert max(max(shape) for shape in seen) <= 96
+    assert len(seen) > 1
+
+
+def test_probabilities_add_up_to_one(segmenter, swiftnet):
+    for found in (segmenter.probabilities(RGB, "car, tree"), swiftnet.probabilities(RGB)):
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found.astype(float).sum(axis=0), 1, atol=5e-3)
+    np.testing.assert_array_equal(found.argmax(axis=0).shape, (96, 128))
+
+
+@pytest.mark.parametrize("tile", [0, -32, 100])
+def test_a_tile_is_a_multiple_of_32(tile, segmenter):
+    for ask in (segmenter.segment, segmenter.probabilities):
+        with pytest.raises(InputError, match=f"tile={tile}: give a multiple of 32"):
+            ask(RGB, tile=tile)
+
+
+def test_a_legend_is_below_the_overlay(segmenter):
+    result = segmenter.segment(RGB, ["car", "tree", "a word that is wider than the image", "木"])
+    plain, with_legend = (np.array(result.overlay(legend=on)) for on in (False, True))
+    np.testing.assert_array_equal(with_legend[:96, :128], plain)
+    strip = with_legend[96:]
+    assert with_legend.shape[0] % 2 == with_legend.shape[1] % 2 == 0
+    for colour in result.colours:
+        assert (strip == colour).all(axis=-1).sum() > 50
+    assert (strip[:, -3:] == 255).all()  # names end before the edge
+
+
+# Videos
+
+
+def write_video(path, size=(96, 128), frames=5, codec="mpeg4", times=None):
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for i in range(frames):
+            image = np.full((*size, 3), 40 * i, np.uint8)
+            image[: size[0] // 2, : size[1] // 2] = 255  # top left
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = (times or range(frames))[i], Fraction(1, 10)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def read_video(path):
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as file:
+        rate = file.streams.video[0].average_rate
+        frames = [(f.time, f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]
+    return rate, *zip(*frames, strict=True)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
+def test_a_video_keeps_its_size_rate_and_frames(name, segmenter, tmp_path):
+    write_video(tmp_path / name)
+    number = segmenter.segment_video(tmp_path / name, tmp_path / "new" / "b.mp4", "car, sky")
+    rate, times, images = read_video(tmp_path / "new" / "b.mp4")
+    assert (number, rate, len(images)) == (5, 10, 5)
+    assert [round(time - times[0], 3) for time in times] == [0, 0.1, 0.2, 0.3, 0.4]
+    expected = segmenter.segment(read_video(tmp_path / name)[2][4], "car, sky").overlay()
+    assert np.abs(np.subtract(images[4], expected, dtype=float)).mean() < 12  # H.264 loses some
+
+
+def test_a_video_is_turned_upright_and_keeps_uneven_times(segmenter, tmp_path):
+    write_video(tmp_path / "a.mp4", times=[0, 1, 2, 7, 8])
+    segmenter.segment_video(tmp_path / "a.mp4", tmp_path / "b.mp4", alpha=0.0)
+    assert [round(t, 2) for t in read_video(tmp_path / "b.mp4")[1]] == [0, 0.1, 0.2, 0.7, 0.8]
+    one = 1 << 16  # a phone's video, to be shown turned by a quarter, clockwise
+    plain, turned = (
+        struct.pack(">9i", *matrix, 0, 0, 1 << 30)
+        for matrix in ((one, 0, 0, 0, one, 0), (0, one, 0, -one, 0, 0))
+    )
+    head, track, rest = (tmp_path / "a.mp4").read_bytes().partition(b"tkhd")
+    (tmp_path / "c.mp4").write_bytes(head + track + rest.replace(plain, turned, 1))
+    segmenter.segment_video(tmp_path / "c.mp4", tmp_path / "d.mp4", alpha=0.0)
+    image = read_video(tmp_path / "d.mp4")[2][0]
+    assert image.shape == (128, 96, 3)
+    assert image[:60, 52:].min() > 200  # top left has become top right
+    assert image[:60, :44].max() < 60
+
+
+def test_a_video_of_odd_size_or_with_a_legend(segmenter, tmp_path):
+    write_video(tmp_path / "a.mkv", (95, 127), 2, "ffv1")
+    segmenter.segment_video(tmp_path / "a.mkv", tmp_path / "b.mp4", "car, sky")
+    assert read_video(tmp_path / "b.mp4")[2][0].shape == (95, 127, 3)
+    segmenter.segment_video(tmp_path / "a.mkv", tmp_path / "b.mp4", "car, sky", legend=True)
+    assert read_video(tmp_path / "b.mp4")[2][0].shape[0] > 95
+
+
+def test_what_is_not_a_video_is_refused(segmenter, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    write_video(tmp_path / "good.mp4")
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "half.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:600])
+    for name in ("text.mp4", "half.mp4", "absent.mp4"):
+        with pytest.raises(InputError, match=f"{name}: not a readable video"):
+            segmenter.segment_video(tmp_path / name, tmp_path / "out.mp4")
+    with pytest.raises(InputError, match=r"good\.mp4 would be overwritten"):
+        segmenter.segment_video(tmp_path / "good.mp4", tmp_path / "good.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match=r'pip install "camvid-lang\[video\]"'):
+        segmenter.segment_video(tmp_path / "good.mp4", tmp_path / "out.mp4")
 
 
 def test_one_class_is_warned_of(segmenter):
