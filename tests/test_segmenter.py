@@ -201,10 +201,10 @@ def test_tiles_are_blended_without_seams(size, segmenter, swiftnet, monkeypatch)
     words, seen = "car, tree, sky", []
     cosines = segmenter.cosines(image, words, tile=96)
     assert (cosines.dtype, cosines.shape) == (np.float32, (3, *size))
-    result = segmenter.segment(image, words, tile=96)
+    result = segmenter.segment(image, words, tile=96, compare="cosine")
     np.testing.assert_array_equal(result.ids, cosines.argmax(axis=0))
     expected = np.exp(cosines / segmenter.temperature)
-    found = segmenter.probabilities(image, words, tile=96)
+    found = segmenter.probabilities(image, words, tile=96, compare="cosine")
     np.testing.assert_allclose(found, expected / expected.sum(axis=0), atol=2e-3)
     assert swiftnet.segment(image, tile=96).ids.shape == size
 
