@@ -28,13 +28,17 @@ from torch.utils.benchmark import Timer
 
 from camvid_lang.data.augment import batches
 from camvid_lang.data.camvid import Frames, load_camvid
+from camvid_lang.data.classes import CLASSES
 from camvid_lang.device import mixed_precision, to_device
 from camvid_lang.evaluation import evaluate
 from camvid_lang.experiments import Experiment, configure
-from camvid_lang.models.text import TextBank, embed_classes, parse_classes
+from camvid_lang.models.segmentation import COMPARE
+from camvid_lang.models.text import TextBank
 from camvid_lang.results import versions
 from camvid_lang.run import build_model
+from camvid_lang.segmenter import Segmenter
 from camvid_lang.training.loop import Trainer, train
+from camvid_lang.vocabulary import WORDINGS, Wording, vocabulary_shift
 
 RESNET, BANK = "resnet18_imagenet1k_v1.safetensors", "clip_vit_b16_text.npz"
 RECIPES = ("swiftnet", "full-names", "swiftnet-best", "best")
@@ -43,14 +47,11 @@ CHANGES = {"full-names": {"encoder": "resnet18", "batch_size": 12, **NARROW}}
 RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names", "swiftnet-best", "best"]
 AVERAGED = {"scales": (0.75, 1.0, 1.25), "flip": True}
 EVALUATE_BATCH, GIB = 4, 1024**3
-# Other words for the 11 classes, asked of the trained models.
-WORDS = {
-    "camvid": "sky, building, pole, road, pavement, tree, traffic sign, fence, car, person, rider",
-    "cityscapes": "sky, building, pole, road, sidewalk, vegetation, traffic sign, fence, car, "
-    "person, rider",
-    "near": "clouds, house, pole, road, pavement, tree, stop sign, railing, car, person, bicycle",
-    "far": "fog, skyscraper, pole, road, pavement, bush, stop sign, railing, bus, person, bicycle",
-}
+# Cityscapes' words, and lists of `vocabulary.WORDINGS`, asked of the trained models.
+CITYSCAPES = (
+    "sky, building, pole, road, sidewalk, vegetation, traffic sign, fence, car, person, rider"
+)
+LISTS = {"cityscapes": dict(zip(CLASSES, ([w] for w in CITYSCAPES.split(", ")), strict=True))}
 
 
 class Piece:
@@ -256,17 +257,21 @@ def train_and_score(piece: Piece) -> None:
     *_, best = kept.weights  # ema, where there is one
     plans = {kind: (kind, {}) for kind in reversed(kept.weights)}
     plans |= {f"{best}+flip": (best, {"flip": True}), f"{best}+flip+scales": (best, AVERAGED)}
-    scores, other_words = {}, {}
+    scores = {}
     for key, (kind, averaged) in plans.items():
         scores[key] = score(kind, **averaged)
         piece.report(scores=scores)
         piece.say(f"{key}: mIoU {scores[key]['miou']:.2f}")
-    bank = TextBank(experiment.text_bank) if experiment.text_bank else None
-    for key, words in WORDS.items() if bank else ():
-        model.text.copy_(embed_classes(parse_classes(words), bank))
-        other_words[key] = {"words": words, **score(best)}
+    if experiment.text_bank:
+        model.load_trained_state(kept.weights[best])
+        segmenter = Segmenter(model.eval(), experiment, TextBank(experiment.text_bank))
+        lists = {key: Wording("Cityscapes' names", words) for key, words in LISTS.items()}
+        lists |= {key: WORDINGS[key] for key in ("near", "far", "unrelated")}
+        other_words = vocabulary_shift(segmenter, test, lists)
         piece.report(other_words=other_words)
-        piece.say(f"words {key}: mIoU {other_words[key]['miou']:.2f}")
+        for key, row in other_words.items():
+            found = ", ".join(f"{way} {row[way]['miou']:.2f}" for way in COMPARE)
+            piece.say(f"words {key}: mIoU {found}")
 
 
 def run_piece(piece: Piece, action: Callable[[Piece], None]) -> None:
