@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/generate.py
 
-# Trains the tiny CLIP that the package carries again (minutes); only needed when scenes change.
+# Trains the tiny CLIP that the package carries again (an hour); only needed when scenes change.
 tiny-clip: $(INSTALLED)
 	$(BIN)/python -m camvid_lang.scenes.tiny_clip --out camvid_lang/assets/camvid-tiny.safetensors
 

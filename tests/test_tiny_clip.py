@@ -59,8 +59,8 @@ def test_zero_shot_clearly_beats_chance(clip, unseen):
     described = tiny_clip.embed_texts(clip, [DESCRIPTIONS[name] for name in CLASSES])
     generator = torch.Generator().manual_seed(0)
     random = F.normalize(torch.randn(names.shape, generator=generator), dim=1)
-    assert tiny_clip.zero_shot(clip, names, unseen) > 15
-    assert tiny_clip.zero_shot(clip, described, unseen) > 12
+    assert tiny_clip.zero_shot(clip, names, unseen) > 25
+    assert tiny_clip.zero_shot(clip, described, unseen) > 25
     assert tiny_clip.zero_shot(clip, random, unseen) < 12
 
 

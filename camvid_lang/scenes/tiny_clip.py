@@ -4,11 +4,12 @@
 
 The model (`assets/camvid-tiny.json`: a 0.36 M parameter ConvNeXt of timm, a two-layer text tower,
 64-d embeddings) is trained contrastively on drawn scenes and `captions`. The shipped file is what
-the defaults wrote, in 149 s on one core; the same version of torch gives the same bytes again.
-On 60 scenes of seeds not trained on they printed:
+the defaults wrote, in an hour of one busy core; the same version of torch gives the same bytes
+again. On 60 scenes of seeds not trained on they printed (after 500, 1000, 2000, 4000 steps the mIoU
+was 20, 26, 30, 34 %):
 
-    names: zero-shot mIoU 23.2 %, mean cosine between classes 0.03
-    descriptions: zero-shot mIoU 22.3 %, mean cosine between classes 0.04
+    names: zero-shot mIoU 36.4 %, mean cosine between classes 0.10
+    descriptions: zero-shot mIoU 36.4 %, mean cosine between classes 0.10
     nearest to their class: 100% of held-out captions, 100% of descriptions
 """
 
@@ -129,7 +130,7 @@ def training_loss(model: open_clip.CLIP, scenes: Scenes, rng: np.random.Generato
     return loss + DENSE_WEIGHT * contrast(dense, captions, cells, classes, scale)
 
 
-def train(steps: int = 500, seed: int = 0, scenes: int = 300) -> open_clip.CLIP:
+def train(steps: int = 6000, seed: int = 0, scenes: int = 1500) -> open_clip.CLIP:
     """Train from scratch with AdamW; linear warmup over 50 steps, then a cosine decay."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -191,7 +192,7 @@ def save_weights(model: open_clip.CLIP, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny CLIP on drawn scenes.")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the sum of gradients depends on the number of threads
