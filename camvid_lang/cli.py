@@ -62,6 +62,12 @@ LABEL_IDS = (
     argument("--void", type=int, metavar="N", help="id of void (default: 11, or 11 + first id)"),
     argument("--unknown-void", action="store_true", help="take unknown ids and colours as void"),
 )
+WORDS = (
+    argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the run), '
+             "or a file: .txt (one a line) or .json (a list or mapping)"),
+    argument("--text-bank", help="where the run's text bank is now, if it has moved"),
+    argument("--weights", help="where the encoder's weights are now, if they have moved"),
+)  # fmt: skip
 FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
 
@@ -308,15 +314,7 @@ def convert(args: argparse.Namespace) -> None:
     ),
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
-    argument(
-        "--classes",
-        help='as in "road, car|lorry, shop window" (default: those of the run), '
-        "or a file: .txt (one a line) or .json (a list or mapping)",
-    ),
-    argument("--text-bank", help="where the run's text bank is now, if it has moved"),
-    argument("--weights", help="where the encoder's weights are now, if they have moved"),
-    CHECKPOINT,
-    DEVICE,
+    *(*WORDS, CHECKPOINT, DEVICE),
 )
 def segment(args: argparse.Namespace) -> None:
     """Segment images with any words, by a finished run.
@@ -353,6 +351,29 @@ def segment(args: argparse.Namespace) -> None:
         Image.fromarray(result.ids).save(out / f"{path.stem}.png", pnginfo=about)
         result.overlay().save(out / f"{path.stem}_overlay.png")
         print(out / f"{path.stem}_overlay.png")
+
+
+@command(
+    "export",
+    argument("run", metavar="RUN", help="folder of a finished run"),
+    argument("out", metavar="OUT.onnx", help="the file to write"),
+    argument("--text-input", action="store_true",
+             help="text vectors are an input of the file, in place of --classes"),
+    *(*WORDS, CHECKPOINT),
+)  # fmt: skip
+def export(args: argparse.Namespace) -> None:
+    """Write a run's model as an ONNX file.
+
+    It maps `image`, (N, 3, H, W) uint8 RGB of any size from 32x32, to `scores`, (N, K, H, W):
+    cosines with the K classes, or SwiftNet's logits. With --text-input it takes `text`, (K, C)
+    float32, too. Its metadata name the classes and describe the inputs. Needs camvid-lang[onnx].
+    """
+    from camvid_lang.export import export_onnx
+    from camvid_lang.segmenter import load
+
+    segmenter = load(args.run, args.checkpoint, "cpu", args.text_bank, args.weights)
+    about = export_onnx(segmenter, args.out, args.classes, args.text_input)
+    print(*(f"{key}: {value}" for key, value in about.items()), args.out, sep="\n")
 
 
 def _existing(name: str) -> Path:

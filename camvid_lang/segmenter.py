@@ -145,6 +145,16 @@ class Segmenter:
         prompts = class_prompts([prompts] if isinstance(prompts, str) else list(prompts))
         return (self._embed(prompts) @ self.model.text.T).cpu().numpy()
 
+    def embed(self, classes: Classes | None = None) -> np.ndarray:
+        """(K, C) float32 text embeddings of classes, rows of length one.
+
+        Raises:
+            InputError: as `cosines`.
+        """
+        self._need_language()
+        _, text = self._text(classes)
+        return (text[0] if text else self.model.text).cpu().numpy()
+
     def _text(self, classes: Classes | None) -> tuple[list[str], tuple[Tensor, ...]]:
         """Names, and the model's argument after the images: a text matrix, or none for its own."""
         if classes is None:
