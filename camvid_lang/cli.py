@@ -63,6 +63,12 @@ LABEL_IDS = (
     argument("--void", type=int, metavar="N", help="id of void (default: 11, or 11 + first id)"),
     argument("--unknown-void", action="store_true", help="take unknown ids and colours as void"),
 )
+WORDS = (
+    argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the run), '
+             "or a file: .txt (one a line) or .json (a list or mapping)"),
+    argument("--text-bank", help="where the run's text bank is now, if it has moved"),
+    argument("--weights", help="where the encoder's weights are now, if they have moved"),
+)  # fmt: skip
 FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
 
@@ -346,11 +352,6 @@ def convert(args: argparse.Namespace) -> None:
     ),
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
-    argument(
-        "--classes",
-        help='as in "road, car|lorry, shop window" (default: those of the run), '
-        "or a file: .txt (one a line) or .json (a list or mapping)",
-    ),
     argument("--tile", type=int, metavar="N", help="segment large images at their own size, in "
              "overlapping tiles of NxN pixels (a multiple of 32, such as 1024; default: an image "
              "is reduced to 1024 pixels)"),
@@ -368,10 +369,7 @@ def convert(args: argparse.Namespace) -> None:
     argument("--probabilities", choices=("npz", "png"), help="also write each class's probability "
              "among the classes: OUT/NAME_probabilities.npz (`classes`, and `probabilities` (K, H, "
              "W) float16), or OUT/NAME_probability_ID_CLASS.png (16 bits, 65535 for 1)"),
-    argument("--text-bank", help="where the run's text bank is now, if it has moved"),
-    argument("--weights", help="where the encoder's weights are now, if they have moved"),
-    CHECKPOINT,
-    DEVICE,
+    *(*WORDS, CHECKPOINT, DEVICE),
 )  # fmt: skip
 def segment(args: argparse.Namespace) -> None:
     """Segment images and videos with any words, by a finished run.
@@ -441,6 +439,29 @@ def segment(args: argparse.Namespace) -> None:
                         levels = (values.astype(np.float32) * 65535).round().astype(np.uint16)
                         Image.fromarray(levels).save(out / f"{path.stem}{end}")
             tqdm.write(str(target))
+
+
+@command(
+    "export",
+    argument("run", metavar="RUN", help="folder of a finished run"),
+    argument("out", metavar="OUT.onnx", help="the file to write"),
+    argument("--text-input", action="store_true",
+             help="text vectors are an input of the file, in place of --classes"),
+    *(*WORDS, CHECKPOINT),
+)  # fmt: skip
+def export(args: argparse.Namespace) -> None:
+    """Write a run's model as an ONNX file.
+
+    It maps `image`, (N, 3, H, W) uint8 RGB of any size from 32x32, to `scores`, (N, K, H, W):
+    cosines with the K classes, or SwiftNet's logits. With --text-input it takes `text`, (K, C)
+    float32, too. Its metadata name the classes and describe the inputs. Needs camvid-lang[onnx].
+    """
+    from camvid_lang.export import export_onnx
+    from camvid_lang.segmenter import load
+
+    segmenter = load(args.run, args.checkpoint, "cpu", args.text_bank, args.weights)
+    about = export_onnx(segmenter, args.out, args.classes, args.text_input)
+    print(*(f"{key}: {value}" for key, value in about.items()), args.out, sep="\n")
 
 
 def _existing(name: str) -> Path:

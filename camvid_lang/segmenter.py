@@ -301,12 +301,17 @@ class Segmenter:
     def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
         """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        return (self.embed(prompts) @ self.model.text.T).cpu().numpy()
+        return self.embed(list(prompts)) @ self.model.text.cpu().numpy().T
 
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """(n, C) text embeddings of n prompts, rows of length one, on the model's device."""
+    def embed(self, classes: Classes | None = None) -> np.ndarray:
+        """(K, C) float32 text embeddings of classes, rows of length one.
+
+        Raises:
+            InputError: as `cosines`.
+        """
         self.need_language()
-        return self._embed([[prompt] for prompt in class_prompts(list(prompts))])
+        text = self._ask(classes, Options()).text
+        return (self.model.text if text is None else text).cpu().numpy()
 
     def need_language(self) -> None:
         """Raise InputError for SwiftNet."""

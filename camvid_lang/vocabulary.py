@@ -157,9 +157,8 @@ def vocabulary_shift(
     asked, rows = {"own": own, **wordings}, {"own": model.text}
     for name, wording in wordings.items():
         try:
-            rows[name] = segmenter.embed(
-                [word for words in wording.words.values() for word in words]
-            )
+            vectors = segmenter.embed([word for words in wording.words.values() for word in words])
+            rows[name] = torch.from_numpy(vectors).to(model.text.device)
         except InputError as error:
             warnings.warn(f"wording {name!r} is left out: {error}", stacklevel=2)
     # The class of each phrase: the first of those that its key names.
