@@ -24,7 +24,6 @@ from camvid_lang.experiments import Experiment
 from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class, word_scores
 from camvid_lang.models.text import (
     TextEncoder,
-    class_prompts,
     embed_classes,
     fill_templates,
     parse_classes,
