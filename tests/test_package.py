@@ -26,6 +26,7 @@ ORDER = (
     ("training",),
     ("run",),
     ("segmenter", "demo"),
+    ("export",),
     ("cli", "notebook"),
     ("__init__", "__main__"),
 )
