@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, TINY
 from camvid_lang.models.cosine import cosine_logits_float32
-from camvid_lang.models.segmentation import LanguageModel, SegmentationModel
+from camvid_lang.models.segmentation import LanguageModel, SegmentationModel, word_scores
 from camvid_lang.models.text import parse_classes
 from camvid_lang.results import atomic_write
 from camvid_lang.segmenter import MIN_SIDE, Classes, Segmenter
@@ -27,7 +27,8 @@ def export_onnx(
     """Write the model as an ONNX file; returns the metadata in it, which describe its inputs.
 
     The graph maps `image`, (N, 3, H, W) uint8, to `scores`, (N, K, H, W) float32: cosines by
-    `cosine_logits_float32`, or SwiftNet's logits. N, H, W are dynamic, sides at least 32.
+    `cosine_logits_float32`, other words compared as in `Segmenter.segment` (`word_scores` times the
+    temperature), or SwiftNet's logits. N, H, W are dynamic, sides at least 32.
 
     Args:
         segmenter: loaded on a CPU.
@@ -52,8 +53,13 @@ def export_onnx(
         text = torch.from_numpy(segmenter.embed(classes))
         names = names if classes is None else list(parse_classes(classes))
         scores = "cosines in [-1, 1]"
-        about["temperature"] = f"{model.temperature}, divides the cosines in a softmax"
-    about["scores"] = f"(N, K, H, W) float32 {scores}; the largest of K is the class of the pixel"
+        if classes is not None or text_input:
+            scores = "comparisons with the words, through the classes of training"
+        about["temperature"] = str(model.temperature)
+    about["scores"] = (
+        f"(N, K, H, W) float32 {scores}; the largest of K is the class of the pixel, and the softmax "
+        "of scores / temperature its probability"
+    )
     if text_input:
         tower = TINY if settings.encoder == RESNET18 else settings.encoder
         source = f"bank {Path(settings.text_bank).name}" if settings.text_bank else f"tower {tower}"
@@ -74,7 +80,8 @@ def export_onnx(
         # torch.onnx.export would trace with deferred assertions, in which torch 2.14 cannot write
         # the sizes of the pyramid pooling.
         sizes = {key: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for key, axes in shapes.items()}
-        traced = torch.export.export(_Graph(model, text).eval(), arguments, dynamic_shapes=sizes)
+        graph = _Graph(model, text, words=classes is not None or text_input).eval()
+        traced = torch.export.export(graph, arguments, dynamic_shapes=sizes)
         program = torch.onnx.export(
             traced,
             dynamic_shapes=shapes,
@@ -94,29 +101,33 @@ class _Graph(nn.Module):
     needs no map wider than the features and loses no digits by squaring P.
     """
 
-    def __init__(self, model: SegmentationModel, text: Tensor | None):
+    def __init__(self, model: SegmentationModel, text: Tensor | None, words: bool):
         super().__init__()
-        self.model = model
+        self.model, self.words = model, words
         basis = triangle = None
         if getattr(model, "projection", None) is not None:
             basis, triangle = torch.linalg.qr(model.projection.detach().double())
             basis, triangle = basis.float(), triangle[:, :, None, None].float()
         self.register_buffer("basis", basis)
         self.register_buffer("triangle", triangle)
-        self.register_buffer("text", None if text is None else self._prepared(text))
-
-    def _prepared(self, text: Tensor) -> Tensor:
-        text = F.normalize(text, dim=1)
-        return text if self.basis is None else text @ self.basis
+        self.register_buffer("text", text)
 
     def forward(self, image: Tensor, text: Tensor | None = None) -> Tensor:
         if not isinstance(self.model, LanguageModel):
             return self.model(image)
-        text = self.text if text is None else self._prepared(text)
+        text = F.normalize(self.text if text is None else text, dim=1)
         features = self.model.features(image)
         if self.triangle is not None:
             features = F.conv2d(features, self.triangle)
-        return cosine_logits_float32(features, text, image.shape[-2:])
+        anchors = self.model.anchors if self.words else text[:0]
+        compared = torch.cat([anchors, text])
+        compared = compared if self.basis is None else compared @ self.basis
+        cosines = cosine_logits_float32(features, compared, image.shape[-2:])
+        if not self.words:
+            return cosines
+        agreement, temperature = self.model.agreement(cosines, text), self.model.temperature
+        cosines = cosines[:, len(anchors) :]
+        return temperature * word_scores(agreement, cosines, temperature, "anchored")
 
 
 def _translations() -> dict:

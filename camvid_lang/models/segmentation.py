@@ -162,12 +162,16 @@ class LanguageModel(SegmentationModel):
             cosines: (N, K, H, W) in [-1, 1].
         """
         cosines = self(images, torch.cat([self.anchors, text]))
-        of_classes, cosines = cosines.split([len(self.anchors), len(text)], dim=1)
+        return self.agreement(cosines, text), cosines[:, len(self.anchors) :]
+
+    def agreement(self, cosines: Tensor, text: Tensor) -> Tensor:
+        """That of `match`, from the cosines of pixels with `anchors` and then with `text`."""
         if not len(self.anchors):
-            return torch.ones_like(cosines), cosines
-        pixels = (of_classes.float() / self.temperature).softmax(dim=1)
+            return torch.ones_like(cosines)
+        of_classes = cosines[:, : len(self.anchors)].float()
+        pixels = (of_classes / self.temperature).softmax(dim=1)
         words = (text @ self.anchors.T / CLIP_TEMPERATURE).softmax(dim=1)
-        return torch.einsum("wk,nkhx->nwhx", words, pixels), cosines
+        return torch.einsum("wk,nkhx->nwhx", words, pixels)
 
     @property
     def anchors(self) -> Tensor:
