@@ -55,10 +55,10 @@ def export_onnx(
         scores = "cosines in [-1, 1]"
         if classes is not None or text_input:
             scores = "comparisons with the words, through the classes of training"
-        about["temperature"] = str(model.temperature)
+    about["temperature"] = str(model.temperature)
     about["scores"] = (
-        f"(N, K, H, W) float32 {scores}; the largest of K is the class of the pixel, and the softmax "
-        "of scores / temperature its probability"
+        f"(N, K, H, W) float32 {scores}; the largest of K is the class of the pixel, and the "
+        "softmax of scores / temperature its probability"
     )
     if text_input:
         tower = TINY if settings.encoder == RESNET18 else settings.encoder
