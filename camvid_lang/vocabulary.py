@@ -146,14 +146,16 @@ def vocabulary_shift(
         segmenter: of a run with language.
 
     Returns:
-        {wording: {"reason": ..., "trained": mIoU, "anchored": {"miou": ..., "iou": {class: ...}},
-        "cosine": {...}}} in percent: with the words of training compared by cosine, and with the
-        wording compared in both ways (see `Segmenter`). Where a wording takes classes as one, all
-        are over the classes so taken. The wording "own" is that of training.
+        {wording: {"reason": ..., "words": ..., "trained": mIoU, "anchored": {"miou": ..., "iou":
+        {class: ...}}, "cosine": {...}}} in percent: with the words of training compared by cosine,
+        and with the wording compared in both ways (see `Options`). Where a wording takes classes as
+        one, all are over the classes so taken. The wording "own" is that of training.
         A wording that the text encoder lacks is left out, with a warning.
     """
     segmenter.need_language()
-    model, own = segmenter.model, Wording("the words of training", {c: [c] for c in CLASSES})
+    model = segmenter.model
+    own = {name: [" | ".join(prompts)] for name, prompts in model.prompts.items()}
+    own = Wording("the words of training", own)
     asked, rows = {"own": own, **wordings}, {"own": model.text}
     for name, wording in wordings.items():
         try:
@@ -183,7 +185,7 @@ def vocabulary_shift(
                 for name, part in zip(rows, scores, strict=True):
                     ids = first[name][best_class(part[None])[0].long()]
                     confusion[name, way] += confusion_matrix([(ids.cpu(), label.cpu())])
-    found = {name: {"reason": asked[name].reason} for name in rows}
+    found = {name: {"reason": asked[name].reason, "words": asked[name].words} for name in rows}
     for name in rows:
         groups = asked[name].groups
         found[name]["trained"] = _scores(confusion["own", "cosine"], groups)["miou"]
