@@ -1,4 +1,6 @@
-"""The demo on a handful of scenes: nine rows, chance, and one page."""
+"""The demo on a handful of scenes: nine rows, chance, other words, and one page."""
+
+import json
 
 import pytest
 
@@ -17,9 +19,8 @@ from camvid_lang.segmenter import load
 @pytest.mark.slow
 def test_the_demo_runs_every_row_and_writes_one_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "COUNTS", {"train": 6, "val": 2, "test": 8})
-    monkeypatch.setattr(demo, "DEMO_SETTINGS", {"crop": 64, "batch_size": 4, "epochs": 1})
-    monkeypatch.setattr(demo, "SWIFTNET_SETTINGS", {})
-    assert main(["demo", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(demo, "SETTINGS", {"crop": 64, "batch_size": 4})
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
     results = {name: read_results(tmp_path / name / "results.json") for name in THESIS_ROWS}
     chance = read_results(tmp_path / "chance" / "results.json")
     for name, result in results.items():
@@ -36,8 +37,11 @@ def test_the_demo_runs_every_row_and_writes_one_page(tmp_path, monkeypatch, caps
     assert ">chance<" in page
     # A second call reads the finished runs.
     capsys.readouterr()
-    assert main(["demo", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("finished before") == 9
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 10
+    assert "Other words" in page
+    words = json.loads((tmp_path / "held-out" / "vocabulary.json").read_text())
+    assert words["held_out_scores"]["anchored"]["seen"] > 0
 
 
 def test_carried_runs_are_small_and_segment_as_before(finished, tmp_path, monkeypatch):
