@@ -167,11 +167,12 @@ class LanguageModel(SegmentationModel):
     def agreement(self, cosines: Tensor, text: Tensor) -> Tensor:
         """That of `match`, from the cosines of pixels with `anchors` and then with `text`."""
         if not len(self.anchors):
-            return torch.ones_like(cosines)
-        of_classes = cosines[:, : len(self.anchors)].float()
-        pixels = (of_classes / self.temperature).softmax(dim=1)
-        words = (text @ self.anchors.T / CLIP_TEMPERATURE).softmax(dim=1)
-        return torch.einsum("wk,nkhx->nwhx", words, pixels)
+            return torch.ones_like(cosines, dtype=torch.float32)
+        with torch.autocast(text.device.type, enabled=False):
+            of_classes = cosines[:, : len(self.anchors)].float()
+            pixels = (of_classes / self.temperature).softmax(dim=1)
+            words = (text.float() @ self.anchors.float().T / CLIP_TEMPERATURE).softmax(dim=1)
+            return torch.einsum("wk,nkhx->nwhx", words, pixels)
 
     @property
     def anchors(self) -> Tensor:
