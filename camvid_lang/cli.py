@@ -256,34 +256,44 @@ def predict(args: argparse.Namespace) -> None:
     argument("--split", default="test", help="train, val, trainval or test (default)"),
     argument("--limit", type=int, help="frames, evenly spaced (default: all)"),
     argument("--wording", action="append", default=[], metavar="FILE",
-             help="other words, .json {\"tree\": [\"bush\"], \"road+pavement\": \"ground\", ...} "
+             help='other words, .json {"tree": ["bush"], "road+pavement": "ground", ...} '
              "(repeatable; default: the package's)"),
-    CHECKPOINT,
-    DEVICE,
+    *(*WORDS[1:], CHECKPOINT, DEVICE, JSON),
 )  # fmt: skip
 def vocabulary(args: argparse.Namespace) -> None:
     """Score a run with other words for the classes than it was trained with.
 
     Prints mIoU with the trained words, and with others by both ways of comparison; see `segment
-    --help`. Writes RUN/vocabulary.json, which `report` shows.
+    --help`. What was measured on the run's own test frames is kept in RUN/vocabulary.json, and
+    `report` shows it.
     """
     from camvid_lang.data.camvid import load_camvid
-    from camvid_lang.results import VOCABULARY, write_results
+    from camvid_lang.results import VOCABULARY, read_results, read_vocabulary, write_results
     from camvid_lang.segmenter import load
     from camvid_lang.vocabulary import WORDINGS, measure, read_wording
 
-    wordings = {Path(path).stem: read_wording(path) for path in args.wording} or WORDINGS
-    segmenter = load(args.run, args.checkpoint, args.device)
-    found = measure(segmenter, load_camvid(args.data, args.split, args.limit), wordings)
-    write_results(Path(args.run) / VOCABULARY, {**found, "command": args.command})
-    print(f"{'mIoU in %':16}{'trained':>9}{'anchored':>10}{'cosine':>8}")
-    for name, row in found["wordings"].items():
-        numbers = (
-            f"{row['trained']:9.1f}{row['anchored']['miou']:10.1f}{row['cosine']['miou']:8.1f}"
-        )
-        print(f"{name:16}{numbers}  {row['reason']}")
-    for way, means in found["held_out_scores"].items():
-        print(f"{way}: " + ", ".join(f"{key} {value:.1f} %" for key, value in means.items()))
+    wordings = {Path(path).stem: read_wording(path) for path in args.wording}
+    if len(wordings) < len(args.wording):
+        raise InputError("--wording: two files share a name; rename one")
+    places = {"text_bank": args.text_bank, "weights": args.weights}
+    segmenter = load(args.run, args.checkpoint, args.device, **places)
+    frames = load_camvid(args.data, args.split, args.limit)
+    found = measure(segmenter, frames, wordings or WORDINGS)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(f"{'mIoU in %':16}{'trained':>9}{'anchored':>10}{'cosine':>8}")
+        for name, row in found["wordings"].items():
+            numbers = f"{row['trained']:9.1f}{row['anchored']['miou']:10.1f}"
+            print(f"{name:16}{numbers}{row['cosine']['miou']:8.1f}  {row['reason']}")
+        for way, means in found["held_out_scores"].items():
+            print(f"{way}: " + ", ".join(f"{key} {value:.1f} %" for key, value in means.items()))
+    if not (Path(args.run) / "results.json").is_file() or args.checkpoint != "last":
+        return
+    path = Path(args.run) / VOCABULARY
+    if frames.digest == read_results(path.with_name("results.json"))["data"].get("digest"):
+        kept = (read_vocabulary(path) or {"wordings": {}})["wordings"]
+        write_results(path, {**found, "wordings": {**kept, **found["wordings"]}})
 
 
 @command("data verify", FOLDER, *LABEL_IDS)

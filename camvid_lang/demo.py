@@ -132,7 +132,7 @@ def _run_side_by_side(
 ) -> None:
     """Run experiments as commands, `workers` at a time, the longest first, with one bar for all."""
     threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
-    waiting = sorted(experiments, key=lambda e: (e.train_encoder, e.epochs))
+    waiting = sorted(experiments, key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs))
     running: dict[subprocess.Popen, Experiment] = {}
     unit = {"unit": "epoch", "total": sum(e.epochs for e in experiments), "desc": "demo"}
     try:
@@ -146,9 +146,11 @@ def _run_side_by_side(
                 bar.update(sum(_epochs_done(out / e.name) for e in experiments) - bar.n)
                 for process in [p for p in running if p.poll() is not None]:
                     name = running.pop(process).name
-                    log = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")
                     if process.returncode:
-                        raise InputError(f"{name} failed: {log.strip().splitlines()[-1]}")
+                        log = out / f"{name}.log"
+                        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                        last = lines[-1] if lines else f"exit code {process.returncode}"
+                        raise InputError(f"{name} failed, see {log}: {last}")
                     bar.write(f"{name}: finished")
     finally:  # after an interruption too: a row that is stopped resumes from its last epoch
         for process in running:

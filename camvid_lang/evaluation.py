@@ -98,16 +98,19 @@ def scores(confusion: Tensor) -> dict:
 def held_out_scores(iou: Mapping[str, float | None], held_out: Sequence[str]) -> dict[str, float]:
     """Means in percent over seen and held-out classes, and their harmonic mean.
 
-    As in the literature on generalised zero-shot segmentation (Bucher et al., 2019), where all
-    classes are asked for at once.
+    Classes without IoU are left out. As in the literature on generalised zero-shot segmentation
+    (Bucher et al., 2019), where all classes are asked for at once.
 
     Example:
         >>> held_out_scores({"car": 60.0, "tree": 20.0, "road": 90.0}, ["tree"])
         {'seen': 75.0, 'unseen': 20.0, 'harmonic': 31.57894736842105}
     """
-    values = {name: value or 0.0 for name, value in iou.items()}
-    unseen = fmean(values[name] for name in held_out)
-    seen = fmean(value for name, value in values.items() if name not in held_out)
+
+    def mean(names: Iterable[str]) -> float:
+        values = [iou[name] for name in names if iou[name] is not None]
+        return fmean(values) if values else 0.0
+
+    unseen, seen = mean(held_out), mean(name for name in iou if name not in held_out)
     both = seen + unseen
     return {"seen": seen, "unseen": unseen, "harmonic": 2 * seen * unseen / both if both else 0.0}
 

@@ -41,6 +41,8 @@ def export_onnx(
             classes as for `Segmenter.segment`; weights over the 2 GB that a file may have.
     """
     model, settings, names = segmenter.model, segmenter.experiment, segmenter.classes
+    if next(model.parameters()).device.type != "cpu":
+        raise InputError("load the run with device='cpu' to export it")
     if classes is not None and text_input:
         raise InputError("with text as an input, classes are chosen later: leave out one of them")
     text, arguments, scores = None, (torch.zeros(2, 3, 96, 128, dtype=torch.uint8),), "logits"
@@ -103,7 +105,8 @@ class _Graph(nn.Module):
 
     def __init__(self, model: SegmentationModel, text: Tensor | None, words: bool):
         super().__init__()
-        self.model, self.words = model, words
+        self.model = model
+        self.words = words and len(model.anchors) > 0
         basis = triangle = None
         if getattr(model, "projection", None) is not None:
             basis, triangle = torch.linalg.qr(model.projection.detach().double())

@@ -70,8 +70,11 @@ def read_vocabulary(path: str | Path) -> dict | None:
     try:
         found = json.loads(Path(path).read_bytes())
         for row in found["wordings"].values():
-            _ = row["reason"], row["anchored"]["miou"], row["cosine"]["miou"]
-        _ = found["held_out"], found["held_out_scores"], found["digest"]
+            _ = row["reason"], row["trained"]
+            _ = [row[way][key] for way in ("anchored", "cosine") for key in ("miou", "iou")]
+            _ = row["anchored"]["iou"].keys()
+        _ = found["wordings"]["own"], found["digest"], found["test_frames"]
+        _ = [means["harmonic"] for means in found["held_out_scores"].values()], found["held_out"]
     except FileNotFoundError:
         return None
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:

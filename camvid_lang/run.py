@@ -37,7 +37,14 @@ from camvid_lang.models.text import (
     class_prompts,
     embed_classes,
 )
-from camvid_lang.results import FigureData, read_results, versions, write_figures, write_results
+from camvid_lang.results import (
+    VOCABULARY,
+    FigureData,
+    read_results,
+    versions,
+    write_figures,
+    write_results,
+)
 from camvid_lang.training.checkpoint import KEYS, KINDS, Checkpoints, changed_settings, delete
 from camvid_lang.training.loop import frozen_state, same_text, train
 from camvid_lang.training.mirror import CHECKPOINTS, RESULTS, Mirror
@@ -180,6 +187,7 @@ def run(
         print(f"note: {data}: {note}")
     test = _load(data, experiment.test_split, experiment.limit)
     training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
+    whole = training
     if training and experiment.held_out:
         training = _make_void(training, experiment.held_out_classes)
     experiment = _fit_crop(experiment, training or test)
@@ -222,7 +230,7 @@ def run(
             scored = evaluate(model, test, desc=f"{name}: {experiment.test_split}")
             if experiment.score_train and training:
                 desc = f"{name}: {experiment.train_split}"
-                train_miou = evaluate(model, training, desc=desc)["miou"]
+                train_miou = evaluate(model, whole, desc=desc)["miou"]
             seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
             results = {
                 "experiment": name,
@@ -238,6 +246,7 @@ def run(
                 "command": command,
                 "history": history,
             }
+            delete(out / VOCABULARY)  # of an earlier run
             write_figures(out / "figures.npz", _figure_data(model, test, text_encoder))
             write_results(out / "results.json", results)
             return results

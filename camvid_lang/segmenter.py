@@ -106,13 +106,13 @@ class Options:
             upsampled to its size.
         tile: a multiple of 32. The image keeps its size, whatever `max_side`: the model sees
             squares of this many pixels that overlap by a quarter or more, and scores are blended
-            linearly over the overlap. An image that fits into one tile is segmented as with
-            `max_side`. Tiles keep small objects of large images, but the model sees no more than a
-            tile at once and knows objects at the size they had in training. Memory, next to model,
-            image and result: about 9 K N W bytes for two rows of tiles of an image W wide, and
-            25 K N^2 for the model's scores of one tile.
+            linearly over the overlap. An image that fits into one tile is segmented at once. Tiles
+            keep small objects of large images, but the model sees no more than a tile at once and
+            knows objects at the size they had in training. Memory, next to model, image and result:
+            about 9 K N W bytes for two rows of tiles of an image W wide, and 25 K N^2 for the
+            model's scores of one tile.
         compare: `anchored` or `cosine` (the thesis's way), see `LanguageModel.match`. The run's own
-            classes are always compared by cosine.
+            classes, and words by a model that was not trained, are always compared by cosine.
         templates: each prompt is embedded in several texts, see `models.text.fill_templates`.
         best_prompt: a class fits a pixel as well as the best of its prompts does; otherwise the
             embeddings of its prompts are averaged.
@@ -310,7 +310,7 @@ class Segmenter:
         """
         self.need_language()
         text = self._ask(classes, Options()).text
-        return (self.model.text if text is None else text).cpu().numpy()
+        return (self.model.text if text is None else text).cpu().numpy().copy()
 
     def need_language(self) -> None:
         """Raise InputError for SwiftNet."""
@@ -327,9 +327,13 @@ class Segmenter:
                 f"none_below={how.none_below}: it needs classes in words, and a run that was "
                 "trained with language; leave it out"
             )
+        if prompts is None and (how.templates or how.best_prompt):
+            raise InputError("templates and best_prompt need classes in words: give classes")
         if prompts is None:
             return _Asked(self.classes, None, [])
-        names = list(prompts)
+        names, plain = list(prompts), not (how.templates or how.best_prompt or how.none_below)
+        if plain and self.model.prompts and [*prompts.values()] == [*self.model.prompts.values()]:
+            return _Asked(names, None, [])
         if len(names) + bool(how.none_below) > 255:
             raise InputError(f"{len(names)} classes: ids are uint8, give at most 255")
         if self._text_encoder is None and names == self.classes:
@@ -403,7 +407,8 @@ class Segmenter:
         """(N, 3, h, w) -> (N, K, h, w), whose softmax are the probabilities."""
         if asked.text is None:
             return self.model(images) / self.temperature
-        if how.compare == "cosine" and not how.none_below:  # no need of the anchors
+        by_cosine = how.compare == "cosine" or not len(self.model.anchors)
+        if by_cosine and not how.none_below:  # no need of the anchors
             logits = agreement = self.model(images, asked.text) / self.temperature
         else:
             agreement, cosines = self.model.match(images, asked.text)

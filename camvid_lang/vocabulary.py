@@ -150,18 +150,27 @@ def vocabulary_shift(
         {class: ...}}, "cosine": {...}}} in percent: with the words of training compared by cosine,
         and with the wording compared in both ways (see `Options`). Where a wording takes classes as
         one, all are over the classes so taken. The wording "own" is that of training.
-        A wording that the text encoder lacks is left out, with a warning.
+        A wording of the package that the text encoder lacks is left out, with a warning.
+
+    Raises:
+        InputError: SwiftNet; another wording that cannot be embedded.
     """
     segmenter.need_language()
+    if "own" in wordings:
+        raise InputError("wording 'own' is that of training: give the other another name")
     model = segmenter.model
     own = {name: [" | ".join(prompts)] for name, prompts in model.prompts.items()}
     own = Wording("the words of training", own)
     asked, rows = {"own": own, **wordings}, {"own": model.text}
     for name, wording in wordings.items():
         try:
-            vectors = segmenter.embed([word for words in wording.words.values() for word in words])
+            phrases = [phrase for words in wording.words.values() for phrase in words]
+            unique = list(dict.fromkeys(phrases))  # one phrase may stand for two classes
+            vectors = segmenter.embed(unique)[[unique.index(phrase) for phrase in phrases]]
             rows[name] = torch.from_numpy(vectors).to(model.text.device)
         except InputError as error:
+            if wording is not WORDINGS.get(name):
+                raise InputError(f"wording {name!r}: {error}") from error
             warnings.warn(f"wording {name!r} is left out: {error}", stacklevel=2)
     # The class of each phrase: the first of those that its key names.
     first = {

@@ -95,7 +95,7 @@ panel(segmenter, images)
 # ## Other words, measured
 #
 # The same frames with the words of training, with the class names, with synonyms, with words of another
-# data set, with finer and coarser words, and with words for things that are not there: mIoU of both ways
+# data set, with finer and coarser words, and with words for things that no frame shows: mIoU of both ways
 # of comparison. On the whole test split: `python -m camvid_lang vocabulary RUN --data DIR`.
 
 # %%

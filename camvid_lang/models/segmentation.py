@@ -140,7 +140,7 @@ class LanguageModel(SegmentationModel):
         return best_class(self(images, text))
 
     def match(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """How well other words fit each pixel, judged by the classes the model was trained with.
+        """How well other words fit each pixel, measured by the classes the model was trained with.
 
         Training fixes a pixel's cosines with the trained classes only. Along all other directions
         of the embedding space its vector is arbitrary, and so is its cosine with another word:

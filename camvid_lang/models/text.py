@@ -219,8 +219,8 @@ def fill_templates(prompts: Sequence[str], templates: str) -> list[str]:
                 f"templates {templates!r} are not one of {names}, nor a text file ({error})"
             ) from error
         chosen = [line.strip() for line in lines if line.strip()]
-    if wrong := [template for template in chosen if template.count("{}") != 1] or not chosen:
-        raise InputError(f"templates {templates!r}: write {{}} once in each line ({wrong})")
+    if wrong := [template for template in chosen or [""] if template.count("{}") != 1]:
+        raise InputError(f"templates {templates!r}: write {{}} once in each line ({wrong[0]!r})")
     return [template.replace("{}", prompt) for prompt in prompts for template in chosen]
 
 

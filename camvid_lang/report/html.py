@@ -66,6 +66,9 @@ def report_runs(
     results = {name: read_results(found[name] / "results.json") for name in order}
     frames = {name: read_figures(found[name] / "figures.npz") for name in order}
     words = {name: read_vocabulary(found[name] / VOCABULARY) for name in order}
+    for name in order:  # of other frames than the scores
+        if words[name] and words[name]["digest"] != results[name]["data"].get("digest"):
+            words[name] = None
     frames, words = ({n: data for n, data in some.items() if data} for some in (frames, words))
     text = _page(results, frames, words)
     page = Path(page or Path(folders[0]) / "report.html")

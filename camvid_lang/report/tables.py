@@ -241,22 +241,19 @@ def word_tables(measured: Mapping[str, Mapping], results: Results) -> list[Table
     if rows:
         title = "mIoU where the classes are asked for in other words"
         built.append(Table("", title, "Words", groups, ("measured",), tuple(rows)))
-    rows = []
-    for run, found in measured.items():
-        scores = found["held_out_scores"]
-        rows += [
-            (f"{run}, {title}", *scores[way].values()) for way, title in ways.items() if scores
+    for held_out in dict.fromkeys(tuple(found["held_out"]) for found in measured.values()):
+        if not held_out:
+            continue
+        runs = {n: f for n, f in measured.items() if tuple(f["held_out"]) == held_out}
+        rows = [
+            (f"{run}, {title}", *found["held_out_scores"][way].values())
+            for run, found in runs.items()
+            for way, title in ways.items()
         ]
-        bar = results.get("bilinear-names")
-        if scores and bar:
-            rows.append(
-                (
-                    "bilinear-names, untrained",
-                    *held_out_scores(bar["iou"], found["held_out"]).values(),
-                )
-            )
-    if rows:
-        held_out = next(found["held_out"] for found in measured.values() if found["held_out"])
+        bar, digest = results.get("bilinear-names"), next(iter(runs.values()))["digest"]
+        if bar and bar["data"].get("digest") == digest:
+            means = held_out_scores(bar["iou"], held_out)
+            rows.append(("bilinear-names, untrained", *means.values()))
         title = f"Classes held out of training ({', '.join(held_out)}): mean IoU, and harmonic mean"
         groups = ("Trained classes", "Held-out classes", "Harmonic mean")
         built.append(Table("", title, "Run", groups, ("measured",), tuple(rows)))
