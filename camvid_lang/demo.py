@@ -193,6 +193,8 @@ def carry(runs: Sequence[str | Path], target: Path = CARRIED) -> None:
             key: getattr(figures, key)[:1] for key in ("images", "labels", "predictions", "names")
         }
         write_figures(folder / "figures.npz", replace(figures, **one))
+        if words := read_vocabulary(run_folder / VOCABULARY):
+            write_results(folder / VOCABULARY, words)
         if results["experiment"].startswith("full-narrow"):
             path, state = Checkpoints(run_folder / "checkpoints").newest()
             weights = {
