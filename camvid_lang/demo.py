@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from camvid_lang.data.camvid import load_camvid
+from camvid_lang.data.camvid import Frames, load_camvid
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import chance_scores
@@ -39,10 +39,8 @@ from camvid_lang.results import (
 )
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
-from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints, epoch_of
 from camvid_lang.training.mirror import CHECKPOINTS
-from camvid_lang.vocabulary import WORDINGS, measure
 
 __all__ = ["CARRIED", "carry", "demo_settings", "run_demo"]
 
@@ -95,10 +93,15 @@ def run_demo(
     experiments = [
         configure(name, "cpu", **demo_settings(name, epochs), seed=seed) for name in ROWS
     ]
-    on_cpu = pick_device(device).type == "cpu"  # raises before anything is drawn
+    pick_device(device)  # raises before anything is drawn
     write_scenes(out / "scenes", counts=COUNTS, seed=seed)
+    data = ["--data", str(out / "scenes")]
     new = [e for e in experiments if fresh or not (out / e.name / "results.json").exists()]
-    _run_side_by_side(new, out, ["--device", device, *["--fresh"] * fresh], 1 + on_cpu)
+    # The longest first.
+    new.sort(key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs), reverse=True)
+    options = [*data, *["--fresh"] * fresh]
+    commands = {e.name: [*_run_command(e), "--out", str(out / e.name), *options] for e in new}
+    _run_side_by_side(commands, sum(e.epochs for e in new), out, device, "demo")
     results: dict[str, dict] = {}
     for experiment in experiments:
         with contextlib.redirect_stdout(io.StringIO() if experiment in new else sys.stdout):
@@ -111,12 +114,9 @@ def run_demo(
         **{"data": results["bilinear-names"]["data"], "versions": versions()},
         **chance_scores(test, seed),
     }
-    for name in ASKED:  # in other words
-        path = out / name / VOCABULARY
-        found = read_vocabulary(path)
-        if not found or found["digest"] != test.digest or name in [e.name for e in new]:
-            print(f"{name}: other words")
-            write_results(path, measure(load(out / name, device=device), test, WORDINGS))
+    asked = [e for e in experiments if e.name in ASKED and not _is_asked(out / e.name, test)]
+    commands = {e.name: ["vocabulary", str(out / e.name), *data] for e in asked}
+    _run_side_by_side(commands, 0, out, device, "other words")
     (out / CHANCE).mkdir(exist_ok=True)
     write_results(out / CHANCE / "results.json", results[CHANCE])
     page = report_runs([out], out / "report.html")
@@ -127,53 +127,64 @@ def run_demo(
     return results
 
 
-def _run_side_by_side(
-    experiments: Sequence[Experiment], out: Path, options: Sequence[str], workers: int
-) -> None:
-    """Run experiments as commands, `workers` at a time, the longest first, with one bar for all."""
-    threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
-    waiting = sorted(experiments, key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs))
-    running: dict[subprocess.Popen, Experiment] = {}
-    unit = {"unit": "epoch", "total": sum(e.epochs for e in experiments), "desc": "demo"}
-    try:
-        with tqdm(**unit, disable=not experiments) as bar:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    experiment = waiting.pop()
-                    process = _start(experiment, out, options, threads)
-                    running[process] = experiment
-                time.sleep(0.5)
-                bar.update(sum(_epochs_done(out / e.name) for e in experiments) - bar.n)
-                for process in [p for p in running if p.poll() is not None]:
-                    name = running.pop(process).name
-                    if process.returncode:
-                        log = out / f"{name}.log"
-                        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                        last = lines[-1] if lines else f"exit code {process.returncode}"
-                        raise InputError(f"{name} failed, see {log}: {last}")
-                    bar.write(f"{name}: finished")
-    finally:  # after an interruption too: a row that is stopped resumes from its last epoch
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-
-
-def _start(
-    experiment: Experiment, out: Path, options: Sequence[str], environment: Mapping[str, str]
-) -> subprocess.Popen:
+def _run_command(experiment: Experiment) -> list[str]:
+    """The command that runs an experiment of the profile `cpu`, without data and folder."""
     profile = configure(experiment.name, experiment.profile).settings()
     changed = {k: v for k, v in experiment.settings().items() if v != profile[k]}
     settings = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "camvid_lang", "run", experiment.name, "--profile", "cpu"]
-    command += ["--data", str(out / "scenes"), "--out", str(out / experiment.name)]
-    with open(out / f"{experiment.name}.log", "wb") as log:
-        return subprocess.Popen(
-            [*command, *settings, *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-        )
+    return ["run", experiment.name, "--profile", experiment.profile, *settings]
+
+
+def _is_asked(folder: Path, test: Frames) -> bool:
+    """Whether the scores with other words are there; `run` deletes those of other weights."""
+    found = read_vocabulary(folder / VOCABULARY)
+    return found is not None and found["digest"] == test.digest
+
+
+def _run_side_by_side(
+    commands: Mapping[str, Sequence[str]], epochs: int, out: Path, device: str, title: str
+) -> None:
+    """Run {name: command} in this order, two at a time on a CPU, with one bar for all.
+
+    Args:
+        epochs: of all of them; 0 counts the commands.
+        out: of the folders NAME of runs, and NAME.log of what a command prints.
+    """
+    on_cpu = pick_device(device).type == "cpu"
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if on_cpu else {})}
+    waiting, running, done = list(commands), {}, 0
+    units = {"total": epochs or len(commands), "unit": "epoch" if epochs else "run"}
+    try:
+        with tqdm(desc=title, **units, disable=not commands) as bar:
+            while waiting or running:
+                while waiting and len(running) < 1 + on_cpu:
+                    name = waiting.pop(0)
+                    with open(out / f"{name}.log", "wb") as log:
+                        command = [sys.executable, "-m", "camvid_lang", *commands[name]]
+                        running[name] = subprocess.Popen(
+                            [*command, "--device", device],
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            env=environment,
+                        )
+                time.sleep(0.5)
+                for name in [
+                    name for name, process in running.items() if process.poll() is not None
+                ]:
+                    if code := running.pop(name).returncode:
+                        log = out / f"{name}.log"
+                        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                        last = lines[-1] if lines else f"exit code {code}"
+                        raise InputError(f"{name} failed, see {log}: {last}")
+                    bar.write(f"{title}: {name} finished")
+                    done += 1
+                epochs_done = sum(_epochs_done(out / name) for name in commands)
+                bar.update((epochs_done if epochs else done) - bar.n)
+    finally:  # after an interruption too: a run that is stopped resumes from its last epoch
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
 
 
 def _epochs_done(folder: Path) -> int:

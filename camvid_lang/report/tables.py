@@ -196,7 +196,8 @@ def findings(results: Results) -> list[str]:
     pairs = [(k, miou[f"{k}-names"] - miou[f"{k}-descriptions"]) for k in kinds
              if {f"{k}-names", f"{k}-descriptions"} <= miou.keys()]  # fmt: skip
     if pairs:
-        texts = [f"{points:+.1f} points ({kind})".replace("-", MINUS) for kind, points in pairs]
+        rounded = [(kind, round(points, 1) or 0.0) for kind, points in pairs]  # never -0.0
+        texts = [f"{points:+.1f} points ({kind})".replace("-", MINUS) for kind, points in rounded]
         found.append(
             f"Names instead of descriptions of the classes change mIoU by {', '.join(texts)}."
         )
