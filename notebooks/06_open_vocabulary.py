@@ -71,8 +71,9 @@ for figure in ask(segmenter, images[test.names[0]], "road, vehicle, tree, house,
     display(figure)
 
 # %%
-for figure in ask(segmenter, images[test.names[0]], "street, vegetation", none_below=0.5):
-    display(figure)
+if segmenter.experiment.epochs:  # an untrained model has no trained classes
+    for figure in ask(segmenter, images[test.names[0]], "street, vegetation", none_below=0.5):
+        display(figure)
 
 # %% [markdown]
 # ## Your turn
