@@ -28,8 +28,8 @@ _LOCATIONS = ("weights", "text_bank")
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file atomically; the target's folder is made if missing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a file atomically; the target's folder is made if missing, but not those above it."""
+    target.parent.mkdir(exist_ok=True)
     with open(source, "rb") as original, atomic_write(target) as file:
         shutil.copyfileobj(original, file, 1 << 20)
 

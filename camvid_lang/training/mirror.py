@@ -149,6 +149,9 @@ class Mirror:
     def _copy_new(self) -> None:
         if not self.remote.parent.is_dir():  # nothing is written to where a drive was mounted
             raise FileNotFoundError(errno.ENOENT, "the drive is not mounted", str(self.remote))
+        # Without parents: a drive that goes away now does not become a local folder.
+        for folder in (self.remote, self.there.folder):
+            folder.mkdir(exist_ok=True)
         results = [self.local / name for name in RESULTS if (self.local / name).exists()]
         files = [*self.own.files("last"), *self.own.files("best"), *results]
         for path in files:
