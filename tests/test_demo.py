@@ -1,4 +1,4 @@
-"""The demo on a handful of scenes: nine rows, chance, other words, and one page."""
+"""The demo on a handful of scenes: rows, chance, other words, and one page."""
 
 import json
 
@@ -15,13 +15,18 @@ from camvid_lang.run import run
 from camvid_lang.scenes.dataset import draw_scene, scene_seed
 from camvid_lang.segmenter import load
 
+LIKE_OTHERS = ("adapter-descriptions", "frozen-descriptions", "full-descriptions")
+
 
 @pytest.mark.slow
-def test_the_demo_runs_every_row_and_writes_one_page(tmp_path, monkeypatch, capsys):
+def test_the_demo_runs_its_rows_and_writes_one_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "COUNTS", {"train": 6, "val": 2, "test": 8})
     monkeypatch.setattr(demo, "SETTINGS", {"crop": 64, "batch_size": 4})
+    # One of each kind: each trained row is a process of its own, which takes seconds to start.
+    rows = [name for name in demo.ROWS if name not in LIKE_OTHERS]
+    monkeypatch.setattr(demo, "ROWS", rows)
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    results = {name: read_results(tmp_path / name / "results.json") for name in THESIS_ROWS}
+    results = {name: read_results(tmp_path / name / "results.json") for name in rows}
     chance = read_results(tmp_path / "chance" / "results.json")
     for name, result in results.items():
         assert result["experiment"] == name
@@ -33,12 +38,13 @@ def test_the_demo_runs_every_row_and_writes_one_page(tmp_path, monkeypatch, caps
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for number in ("7.1", "7.2", "7.3", "7.4", "7.5", "7.6"):
         assert f"Table {number}" in page
+    assert {*demo.ASKED, "swiftnet", "bilinear-names"} <= {*rows} < {*THESIS_ROWS, "held-out"}
     assert "These are not CamVid results" in page
     assert ">chance<" in page
     # A second call reads the finished runs.
     capsys.readouterr()
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    assert capsys.readouterr().out.count("finished before") == 10
+    assert capsys.readouterr().out.count("finished before") == len(rows)
     assert "Other words" in page
     words = json.loads((tmp_path / "held-out" / "vocabulary.json").read_text())
     assert words["held_out_scores"]["anchored"]["seen"] > 0
