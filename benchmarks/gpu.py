@@ -47,11 +47,14 @@ CHANGES = {"full-names": {"encoder": "resnet18", "batch_size": 12, **NARROW}}
 RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names", "swiftnet-best", "best"]
 AVERAGED = {"scales": (0.75, 1.0, 1.25), "flip": True}
 EVALUATE_BATCH, GIB = 4, 1024**3
-# Cityscapes' words, and lists of `vocabulary.WORDINGS`, asked of the trained models.
-CITYSCAPES = (
+# Asked of the trained models, with lists of `vocabulary.WORDINGS`.
+_CITYSCAPES = (
     "sky, building, pole, road, sidewalk, vegetation, traffic sign, fence, car, person, rider"
 )
-LISTS = {"cityscapes": dict(zip(CLASSES, ([w] for w in CITYSCAPES.split(", ")), strict=True))}
+CITYSCAPES = Wording(
+    "Cityscapes' names",
+    dict(zip(CLASSES, ([word] for word in _CITYSCAPES.split(", ")), strict=True)),
+)
 
 
 class Piece:
@@ -265,9 +268,8 @@ def train_and_score(piece: Piece) -> None:
     if experiment.text_bank:
         model.load_trained_state(kept.weights[best])
         segmenter = Segmenter(model.eval(), experiment, TextBank(experiment.text_bank))
-        lists = {key: Wording("Cityscapes' names", words) for key, words in LISTS.items()}
-        lists |= {key: WORDINGS[key] for key in ("near", "far", "unrelated")}
-        other_words = vocabulary_shift(segmenter, test, lists)
+        lists = {key: WORDINGS[key] for key in ("near", "far", "unrelated")}
+        other_words = vocabulary_shift(segmenter, test, {"cityscapes": CITYSCAPES, **lists})
         piece.report(other_words=other_words)
         for key, row in other_words.items():
             found = ", ".join(f"{way} {row[way]['miou']:.2f}" for way in COMPARE)

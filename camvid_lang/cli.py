@@ -69,6 +69,11 @@ WORDS = (
     argument("--text-bank", help="where the run's text bank is now, if it has moved"),
     argument("--weights", help="where the encoder's weights are now, if they have moved"),
 )  # fmt: skip
+RUN_ON_SPLIT = (
+    argument("run", metavar="RUN", help="folder of a finished run"),
+    argument("--data", required=True, help="folder in CamVid's layout"),
+    argument("--split", default="test", help="train, val, trainval or test (default)"),
+)
 FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
 
@@ -216,9 +221,7 @@ def score(args: argparse.Namespace) -> None:
 
 @command(
     "predict",
-    argument("run", metavar="RUN", help="folder of a finished run"),
-    argument("--data", required=True, help="folder in CamVid's layout"),
-    argument("--split", default="test", help="train, val, trainval or test (default)"),
+    *RUN_ON_SPLIT,
     argument("--out", required=True, help="folder for the id PNGs"),
     CHECKPOINT,
     DEVICE,
@@ -251,9 +254,7 @@ def predict(args: argparse.Namespace) -> None:
 
 @command(
     "vocabulary",
-    argument("run", metavar="RUN", help="folder of a finished run"),
-    argument("--data", required=True, help="folder in CamVid's layout"),
-    argument("--split", default="test", help="train, val, trainval or test (default)"),
+    *RUN_ON_SPLIT,
     argument("--limit", type=int, help="frames, evenly spaced (default: all)"),
     argument("--wording", action="append", default=[], metavar="FILE",
              help='other words, .json {"tree": ["bush"], "road+pavement": "ground", ...} '

@@ -190,8 +190,8 @@ def vocabulary_shift(
         with torch.inference_mode(), autocast(text.device):
             found = model.match(image[None].to(text.device), text)
             for way in COMPARE:
-                scores = word_scores(*found, model.temperature, way)[0].split(sizes)
-                for name, part in zip(rows, scores, strict=True):
+                parts = word_scores(*found, model.temperature, way)[0].split(sizes)
+                for name, part in zip(rows, parts, strict=True):
                     ids = first[name][best_class(part[None])[0].long()]
                     confusion[name, way] += confusion_matrix([(ids.cpu(), label.cpu())])
     found = {name: {"reason": asked[name].reason, "words": asked[name].words} for name in rows}

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks import tiny_clip
 from camvid_lang.data.classes import CLASSES, DESCRIPTIONS, NUM_CLASSES, VOID
 from camvid_lang.models.encoder import TINY, DenseCLIPEncoder, load_clip
-from camvid_lang.scenes import captions, tiny_clip
+from camvid_lang.scenes import captions
 from camvid_lang.scenes.dataset import draw_scene, scene_seed
 
 

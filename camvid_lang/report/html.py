@@ -46,7 +46,8 @@ def report_runs(
     Args:
         folders: folders of runs, or folders that hold such folders, like a demo's.
         page: where to write; `report.html` in the first folder by default.
-        json_file: also write {experiment: results} of all runs to this file.
+        json_file: also write {experiment: results} of all runs to this file, with
+            vocabulary.json, if any, as "vocabulary".
 
     Returns:
         The page's path.
@@ -76,7 +77,8 @@ def report_runs(
     with atomic_write(page) as file:
         file.write(text.encode(errors="backslashreplace"))
     if json_file:
-        write_results(json_file, results)
+        asked = {name: {"vocabulary": found} for name, found in words.items()}
+        write_results(json_file, {name: r | asked.get(name, {}) for name, r in results.items()})
     return page
 
 

@@ -1,12 +1,12 @@
 """Trains the tiny CLIP that the package carries, for machines without access to a model hub.
 
-    python -m camvid_lang.scenes.tiny_clip --out FILE [--steps N] [--seed S]
+    python benchmarks/tiny_clip.py --out FILE [--steps N] [--seed S]
 
-The model (`assets/camvid-tiny.json`: a 0.36 M parameter ConvNeXt of timm, a two-layer text tower,
-64-d embeddings) is trained contrastively on drawn scenes and `captions`. The shipped file is what
-the defaults wrote, in an hour of one busy core; the same version of torch gives the same bytes
-again. On 60 scenes of seeds not trained on they printed (after 500, 1000, 2000, 4000 steps the mIoU
-was 20, 26, 30, 34 %):
+The model (`camvid_lang/assets/camvid-tiny.json`: a 0.36 M parameter ConvNeXt of timm, a two-layer
+text tower, 64-d embeddings) is trained contrastively on drawn scenes and `scenes.captions`. The
+shipped file is what the defaults wrote, in an hour of one busy core; the same version of torch
+gives the same bytes again. On 60 scenes of seeds not trained on they printed (after 500, 1000,
+2000, 4000 steps the mIoU was 20, 26, 30, 34 %):
 
     names: zero-shot mIoU 36.4 %, mean cosine between classes 0.10
     descriptions: zero-shot mIoU 36.4 %, mean cosine between classes 0.10
