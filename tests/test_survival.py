@@ -220,6 +220,10 @@ def test_the_mirror_follows(pair):
         copies.update()
     assert copies.finish()
     complete(own, remote)
+    elsewhere = Checkpoints(own.folder.parents[1] / "new machine" / "run" / "checkpoints")
+    Mirror(elsewhere.folder.parent, remote).restore(STATE["settings"]["name"])
+    assert [path.name for path in elsewhere.files()] == ["last-0004.pt"]
+    assert [path.name for path in elsewhere.files("best")] == ["best-0003.pt"]
 
 
 def test_a_mirror_that_vanishes_is_complete_once_it_is_back(pair, capsys):

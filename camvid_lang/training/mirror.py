@@ -63,6 +63,7 @@ class Mirror:
             InputError: the mirror holds another experiment, or cannot be read. Without it, training
                 would start over.
         """
+        self.own.folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(ATTEMPTS):
             time.sleep(PAUSE if attempt else 0)
             try:
