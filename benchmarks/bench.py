@@ -68,7 +68,7 @@ def thesis_scores(model: SegmentationModel, images: Tensor) -> Tensor:
     """The model's scores with every channel upsampled and every pixel normalised."""
     if not isinstance(model, LanguageModel):
         return model(images)
-    features = model.features(images)
+    features = model.features(model.encode(images))
     if model.projection is not None:
         features = F.conv2d(features, model.projection[:, :, None, None])
     return cosine_logits_reference(features, model.text, images.shape[-2:])

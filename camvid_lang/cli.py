@@ -368,10 +368,11 @@ def convert(args: argparse.Namespace) -> None:
     argument("--tile", type=int, metavar="N", help="segment large images at their own size, in "
              "overlapping tiles of NxN pixels (a multiple of 32, such as 1024; default: an image "
              "is reduced to 1024 pixels)"),
-    argument("--compare", choices=("anchored", "cosine"), default="anchored",
+    argument("--compare", choices=("anchored", "cosine", "clip"), default="anchored",
              help="how words are compared with pixels: through the classes of training (default), "
-             "so that `house` finds what was trained as `building`; or by cosine alone, as in the "
-             "thesis"),
+             "so that `house` finds what was trained as `building`; by cosine alone, as in the "
+             "thesis; or words that are not of training by CLIP's own map (frozen-* and "
+             "adapter-* runs)"),
     argument("--templates", default="", metavar="NAME|FILE", help="embed each word in texts: "
              "photo, street, scene, clip, or a file of lines such as `a {} at night`"),
     argument("--best-prompt", action="store_true",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, TINY
 from camvid_lang.models.cosine import cosine_logits_float32
-from camvid_lang.models.segmentation import LanguageModel, SegmentationModel, word_scores
+from camvid_lang.models.segmentation import LanguageModel, Match, SegmentationModel
 from camvid_lang.models.text import parse_classes
 from camvid_lang.results import atomic_write
 from camvid_lang.segmenter import MIN_SIDE, Classes, Segmenter
@@ -27,8 +27,8 @@ def export_onnx(
     """Write the model as an ONNX file; returns the metadata in it, which describe its inputs.
 
     The graph maps `image`, (N, 3, H, W) uint8, to `scores`, (N, K, H, W) float32: cosines by
-    `cosine_logits_float32`, other words compared as in `Segmenter.segment` (`word_scores` times the
-    temperature), or SwiftNet's logits. N, H, W are dynamic, sides at least 32.
+    `cosine_logits_float32`, other words compared as in `Segmenter.segment` (the scores of `Match`
+    times the temperature), or SwiftNet's logits. N, H, W are dynamic, sides at least 32.
 
     Args:
         segmenter: loaded on a CPU.
@@ -119,7 +119,7 @@ class _Graph(nn.Module):
         if not isinstance(self.model, LanguageModel):
             return self.model(image)
         text = F.normalize(self.text if text is None else text, dim=1)
-        features = self.model.features(image)
+        features = self.model.features(self.model.encode(image))
         if self.triangle is not None:
             features = F.conv2d(features, self.triangle)
         anchors = self.model.anchors if self.words else text[:0]
@@ -129,8 +129,8 @@ class _Graph(nn.Module):
         if not self.words:
             return cosines
         agreement, temperature = self.model.agreement(cosines, text), self.model.temperature
-        cosines = cosines[:, len(anchors) :]
-        return temperature * word_scores(agreement, cosines, temperature, "anchored")
+        match = Match(agreement, cosines[:, len(anchors) :])
+        return temperature * match.scores(temperature, "anchored")
 
 
 def _translations() -> dict:

@@ -21,7 +21,7 @@ from camvid_lang.data.classes import CLASSES, PALETTE
 from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import Experiment
-from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class, word_scores
+from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class
 from camvid_lang.models.text import (
     TextEncoder,
     embed_classes,
@@ -111,8 +111,10 @@ class Options:
             knows objects at the size they had in training. Memory, next to model, image and result:
             about 9 K N W bytes for two rows of tiles of an image W wide, and 25 K N^2 for the
             model's scores of one tile.
-        compare: `anchored` or `cosine` (the thesis's way), see `LanguageModel.match`. The run's own
-            classes, and words by a model that was not trained, are always compared by cosine.
+        compare: `anchored` (words stand for classes of training: "house" for "building"), `cosine`
+            (the thesis's way), or `clip` (words for things that were not trained; a frozen CLIP
+            only), see `Match.scores`. The run's own classes, and words by a model that was not
+            trained, are always compared by cosine.
         templates: each prompt is embedded in several texts, see `models.text.fill_templates`.
         best_prompt: a class fits a pixel as well as the best of its prompts does; otherwise the
             embeddings of its prompts are averaged.
@@ -137,7 +139,9 @@ class Options:
         if self.tile is not None and (self.tile < MIN_SIDE or self.tile % MIN_SIDE):
             raise InputError(f"tile={self.tile}: give a multiple of {MIN_SIDE}, such as 1024")
         if self.compare not in COMPARE:
-            raise InputError(f"compare={self.compare!r}: choose {' or '.join(COMPARE)}")
+            raise InputError(f"compare={self.compare!r}: choose {', '.join(COMPARE)}")
+        if self.none_below and self.compare == "clip":
+            raise InputError("none_below needs the agreement: choose compare='anchored'")
         if not 0 <= self.none_below <= 1:
             raise InputError(f"none_below={self.none_below}: choose a value in 0..1, such as 0.5")
 
@@ -339,6 +343,11 @@ class Segmenter:
         if self._text_encoder is None and names == self.classes:
             return _Asked(names, None, [])
         self.need_language()
+        if how.compare == "clip" and len(self.model.anchors) and not self.model.has_clip_map:
+            raise InputError(
+                f"compare='clip': the encoder of {self.experiment.name} is not CLIP's own, frozen "
+                "one; choose a run of frozen-* or adapter-*, or another compare"
+            )
         rows = [len(group) if how.best_prompt else 1 for group in prompts.values()]
         groups = list(prompts.values())
         if how.best_prompt:
@@ -411,8 +420,8 @@ class Segmenter:
         if by_cosine and not how.none_below:  # no need of the anchors
             logits = agreement = self.model(images, asked.text) / self.temperature
         else:
-            agreement, cosines = self.model.match(images, asked.text)
-            logits = word_scores(agreement, cosines, self.temperature, how.compare)
+            match = self.model.match(images, asked.text, how.compare == "clip")
+            logits, agreement = match.scores(self.temperature, how.compare), match.agreement
         if how.best_prompt:
             logits, agreement = (
                 torch.cat([rows.amax(1, keepdim=True) for rows in x.split(asked.rows, dim=1)], 1)

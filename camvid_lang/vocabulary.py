@@ -19,7 +19,7 @@ from camvid_lang.data.classes import CLASSES, DESCRIPTIONS
 from camvid_lang.device import autocast
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import confusion_matrix, held_out_scores, scores
-from camvid_lang.models.segmentation import COMPARE, best_class, word_scores
+from camvid_lang.models.segmentation import COMPARE, best_class
 from camvid_lang.models.text import parse_classes
 from camvid_lang.segmenter import Segmenter
 
@@ -132,7 +132,9 @@ def measure(segmenter: Segmenter, frames: Frames, wordings: Mapping[str, Wording
         "wordings": found,
         "held_out": held_out,
         "held_out_scores": {
-            way: held_out_scores(found["own"][way]["iou"], held_out) for way in COMPARE if held_out
+            way: held_out_scores(found["own"][way]["iou"], held_out)
+            for way in COMPARE
+            if held_out and way in found["own"]
         },
     }
 
@@ -148,8 +150,8 @@ def vocabulary_shift(
     Returns:
         {wording: {"reason": ..., "words": ..., "trained": mIoU, "anchored": {"miou": ..., "iou":
         {class: ...}}, "cosine": {...}}} in percent: with the words of training compared by cosine,
-        and with the wording compared in both ways (see `Options`). Where a wording takes classes as
-        one, all are over the classes so taken. The wording "own" is that of training.
+        and with the wording compared in each way (see `Match.scores`; "clip" where possible). Where
+        a wording takes classes as one, all are over the classes so taken. "own": that of training.
         A wording of the package that the text encoder lacks is left out, with a warning.
 
     Raises:
@@ -184,21 +186,22 @@ def vocabulary_shift(
         )
         for name in rows
     }
-    confusion = {(name, way): confusion_matrix([]) for name in rows for way in COMPARE}
+    ways = COMPARE if model.has_clip_map else COMPARE[:2]
+    confusion = {(name, way): confusion_matrix([]) for name in rows for way in ways}
     text, sizes = torch.cat(list(rows.values())), list(map(len, rows.values()))
     for image, label in zip(tqdm(frames.images, unit="frame"), frames.labels, strict=True):
         with torch.inference_mode(), autocast(text.device):
-            found = model.match(image[None].to(text.device), text)
-            for way in COMPARE:
-                parts = word_scores(*found, model.temperature, way)[0].split(sizes)
-                for name, part in zip(rows, parts, strict=True):
-                    ids = first[name][best_class(part[None])[0].long()]
+            match = model.match(image[None].to(text.device), text, "clip" in ways)
+            for name, part in zip(rows, match.split(sizes), strict=True):
+                for way in ways:
+                    best = best_class(part.scores(model.temperature, way))
+                    ids = first[name][best[0].long()]
                     confusion[name, way] += confusion_matrix([(ids.cpu(), label.cpu())])
     found = {name: {"reason": asked[name].reason, "words": asked[name].words} for name in rows}
     for name in rows:
         groups = asked[name].groups
         found[name]["trained"] = _scores(confusion["own", "cosine"], groups)["miou"]
-        found[name] |= {way: _scores(confusion[name, way], groups) for way in COMPARE}
+        found[name] |= {way: _scores(confusion[name, way], groups) for way in ways}
     return found
 
 

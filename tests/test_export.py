@@ -14,7 +14,6 @@ from camvid_lang.data.classes import CLASSES
 from camvid_lang.experiments import configure
 from camvid_lang.export import export_onnx
 from camvid_lang.models.cosine import cosine_logits, cosine_logits_float32
-from camvid_lang.models.segmentation import word_scores
 from camvid_lang.run import build_model
 from camvid_lang.segmenter import Segmenter
 
@@ -34,8 +33,8 @@ def assert_equal(path, model, sizes=SIZES, text=None):
         with torch.inference_mode():
             expected = model(torch.from_numpy(image))
             if text is not None:
-                found_there = model.match(torch.from_numpy(image), torch.from_numpy(text))
-                expected = word_scores(*found_there, 0.01, "anchored") * 0.01
+                match = model.match(torch.from_numpy(image), torch.from_numpy(text))
+                expected = match.scores(0.01, "anchored") * 0.01
             expected = expected.numpy()
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
         differ = (found.argmax(axis=1) != expected.argmax(axis=1)).sum()

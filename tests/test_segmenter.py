@@ -84,10 +84,11 @@ def test_pixels_of_other_classes_are_none_of_these():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compare": "dot"}, "anchored or cosine"),
+        ({"compare": "dot"}, "anchored, cosine, clip"),
         ({"none_below": 2}, "0..1"),
         ({"templates": "haiku"}, "not one of photo"),
         ({"tile": 100}, "multiple of 32"),
+        ({"compare": "clip", "none_below": 0.5}, "needs the agreement"),
     ],
 )
 def test_options_are_checked(options, message, segmenter):

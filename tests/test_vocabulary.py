@@ -16,7 +16,7 @@ from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import held_out_scores
 from camvid_lang.experiments import configure
-from camvid_lang.models.segmentation import Bilinear, LanguageModel, word_scores
+from camvid_lang.models.segmentation import Bilinear, LanguageModel
 from camvid_lang.models.text import TEMPLATES, fill_templates
 from camvid_lang.results import read_results
 from camvid_lang.run import run
@@ -25,15 +25,24 @@ from camvid_lang.training.checkpoint import Checkpoints
 from camvid_lang.vocabulary import WORDINGS, Wording, vocabulary_shift
 
 
+class Maps(torch.nn.Module):
+    """An encoder whose last map is another than the one that is compared."""
+
+    embeds_in_text_space = True
+
+    def forward(self, images):
+        return [images, images.flip(1)]
+
+
 class Given(LanguageModel):
     """A model whose features are its images."""
 
-    def features(self, images):
-        return images
+    def features(self, maps):
+        return maps[0]
 
 
 def given_model(text, unseen=(), kind=Given):
-    model = kind(torch.nn.Identity(), text, False, 0.01)
+    model = kind(Maps(), text, False, 0.01)
     model.unseen = unseen
     return model
 
@@ -47,7 +56,7 @@ def test_agreement_is_the_sum_over_the_trained_classes(seed, words, unseen):
     unseen = sorted(unseen)[:2]
     model = given_model(unit(4, 8, seed), unseen)
     images, text = torch.randn(2, 8, 3, 5), unit(words, 8, seed + 1)
-    agreement, cosines = model.match(images, text)
+    agreement, cosines, *_ = model.match(images, text)
     anchors = model.text[[i for i in range(4) if i not in unseen]]
     pixels = F.normalize(images, dim=1)
     for n, y, x in [(0, 0, 0), (1, 2, 4)]:
@@ -65,11 +74,28 @@ def test_a_word_next_to_a_class_gets_its_pixels_although_its_own_cosines_are_arb
     pixel = torch.tensor([0.4, 1.0, 0.0, -0.6]).view(1, 4, 1, 1)  # of class 1
     model = given_model(text)
     found = model.match(pixel, torch.cat([tree, sky]))
-    assert word_scores(*found, 0.01, "cosine").argmax(1).item() == 1
-    assert word_scores(*found, 0.01, "anchored").argmax(1).item() == 0
+    assert found.scores(0.01, "cosine").argmax(1).item() == 1
+    assert found.scores(0.01, "anchored").argmax(1).item() == 0
     untrained = given_model(text, kind=type("Untrained", (Given,), {"anchors": Bilinear.anchors}))
     found = untrained.match(pixel, torch.cat([tree, sky]))
-    assert word_scores(*found, 0.01, "anchored").argmax(1).item() == 1
+    assert found.scores(0.01, "anchored").argmax(1).item() == 1
+
+
+@given(seed=st.integers(0, 1000), asked=st.sets(st.integers(0, 5), min_size=1))
+def test_words_that_were_not_trained_are_left_to_clip(seed, asked):
+    text = unit(6, 8, seed)  # of which 1 and 4 are held out
+    model, images, words = given_model(text, (1, 4)), torch.randn(2, 8, 3, 5), text[sorted(asked)]
+    found = model.match(images, words, clip=True).scores(0.01, "clip").softmax(dim=1)
+    clip, own = (
+        torch.einsum("nchw,kc->nkhw", F.normalize(x, dim=1), words) / 0.01
+        for x in (images.flip(1), images)
+    )
+    clip, trained = clip.softmax(dim=1), torch.tensor([i not in (1, 4) for i in sorted(asked)])
+    assert torch.allclose(found[:, ~trained], clip[:, ~trained], atol=1e-3)
+    if trained.any():
+        expected = own[:, trained].softmax(dim=1) * clip[:, trained].sum(dim=1, keepdim=True)
+        assert torch.allclose(found[:, trained], expected, atol=1e-3)
+    assert torch.allclose(found.sum(dim=1), torch.ones(2, 3, 5), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +106,7 @@ def shift(finished):
 
 def test_own_words_score_as_in_the_results_and_order_does_not_matter(shift, finished):
     results = read_results(finished / "frozen-names" / "results.json")
-    for way in ("anchored", "cosine"):
+    for way in ("anchored", "cosine", "clip"):
         assert shift["own"][way]["iou"] == pytest.approx(results["iou"], abs=0.05)
         assert shift["reversed"][way]["iou"] == pytest.approx(shift["names"][way]["iou"], abs=0.05)
     assert shift["synonyms"]["cosine"]["iou"] != shift["names"]["cosine"]["iou"]
@@ -171,6 +197,7 @@ def test_a_held_out_class_has_no_part_in_training(tiny_dataset, tmp_path):
     assert found["held_out"] == ["car", "tree"]
     scores, iou = found["held_out_scores"]["cosine"], found["wordings"]["own"]["cosine"]["iou"]
     assert scores == held_out_scores(iou, ["car", "tree"])
+    assert found["held_out_scores"]["clip"] != scores
     run(experiment, tiny_dataset, tmp_path / "car", device="cpu", fresh=True)
     assert not file.exists()  # it was of other weights
 

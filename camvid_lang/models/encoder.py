@@ -213,6 +213,8 @@ class DenseCLIPEncoder(nn.Module):
         stages: the same before the head, as `taps` returns them.
     """
 
+    embeds_in_text_space = True
+
     def __init__(self, clip: open_clip.CLIP):
         super().__init__()
         self.visual = clip.visual
@@ -256,6 +258,7 @@ class ResNetEncoder(nn.Module):
     """A ResNet-18 of timm, for SwiftNet and for the language model on a small machine."""
 
     channels = stages = (64, 128, 256, 512)
+    embeds_in_text_space = False  # whatever the width
 
     def __init__(self, network: nn.Module):
         super().__init__()

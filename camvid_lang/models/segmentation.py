@@ -5,6 +5,7 @@ is the segmentation; `scores / model.temperature` are the logits of the loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,16 @@ __all__ = [
     "Bilinear",
     "CLIPUpsampler",
     "LanguageModel",
+    "Match",
     "SegmentationModel",
     "SwiftNet",
     "best_class",
-    "word_scores",
 ]
 
 
-COMPARE = ("anchored", "cosine")  # ways to compare pixels with words
-DIRECT = 0.3  # weight of a word's own cosine next to its agreement, see `word_scores`
+COMPARE = ("anchored", "cosine", "clip")  # ways to compare pixels with words, see `Match.scores`
+DIRECT = 0.3  # weight of a word's own cosine next to its agreement
+SAME_TEXT = 0.99  # cosine from which a word counts as one of the trained classes
 
 
 def best_class(scores: Tensor) -> Tensor:
@@ -38,17 +40,47 @@ def best_class(scores: Tensor) -> Tensor:
     return scores.max(dim=1).indices.to(torch.uint8)
 
 
-def word_scores(agreement: Tensor, cosines: Tensor, temperature: float, compare: str) -> Tensor:
-    """Scores (N, K, H, W) whose argmax is the segmentation, from `LanguageModel.match`.
+class Match(NamedTuple):
+    """How well K words fit each pixel, measured by `LanguageModel.match`; all (N, K, H, W)."""
 
-    "cosine" is the thesis's way. "anchored" is log(agreement) + 0.3 cosine / temperature: the
-    agreement decides between words of different trained classes, and the cosine between words of
-    the same. The softmax over K gives probabilities.
-    """
-    if compare == "cosine":
-        return cosines / temperature
-    tiny = torch.finfo(agreement.dtype).tiny
-    return agreement.clamp_min(tiny).log() + DIRECT * cosines / temperature
+    agreement: Tensor  # with the word, through the classes of training, in [0, 1]
+    cosines: Tensor  # with the word
+    clip: Tensor | None = None  # cosines of CLIP's own map, untrained, with the word
+    trained: Tensor | None = None  # (K,) bool: the word is a class of training
+
+    def scores(self, temperature: float, compare: str) -> Tensor:
+        """Scores (N, K, H, W) whose argmax is the segmentation; their softmax are probabilities.
+
+        Args:
+            temperature: that of the model.
+            compare: `cosine` is the thesis's way, cosines / temperature. `anchored` is
+                log(agreement) + 0.3 cosines / temperature: the agreement decides between words of
+                different trained classes, and the cosine between words of the same. `clip` takes
+                what was trained from training and all else from CLIP: with c the softmax of
+                clip / 0.01 over all words, and t that of cosines / temperature over the words that
+                are classes of training, p(w|x) = c(w|x) for any other word w, and for these
+
+                    p(w|x) = t(w|x) * (sum of c(v|x) over all words v that are trained).
+
+                FC-CLIP (Yu et al., 2023) mixes the same two by a geometric mean instead.
+        """
+        logits = self.cosines / temperature
+        if compare == "cosine":
+            return logits
+        if compare == "anchored":
+            tiny = torch.finfo(self.agreement.dtype).tiny
+            return self.agreement.clamp_min(tiny).log() + DIRECT * logits
+        scores = (self.clip.float() / CLIP_TEMPERATURE).log_softmax(dim=1)
+        if self.trained.any():
+            known = scores[:, self.trained].logsumexp(dim=1, keepdim=True)
+            scores[:, self.trained] = known + logits[:, self.trained].float().log_softmax(dim=1)
+        return scores
+
+    def split(self, sizes: Sequence[int]) -> list["Match"]:
+        """Parts with so many words each."""
+        maps = [None if x is None else x.split(sizes, dim=1) for x in self[:3]]
+        parts = [*maps, None if self.trained is None else self.trained.split(sizes)]
+        return [Match(*(x and x[i] for x in parts)) for i in range(len(sizes))]
 
 
 class SegmentationModel(nn.Module):
@@ -126,20 +158,21 @@ class LanguageModel(SegmentationModel):
     # (D, C), from the features to the space of the text embeddings; None: they lie there already.
     projection: Tensor | None = None
 
-    def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C, h, w), see `projection`."""
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        """The encoder's four maps -> (N, C, h, w), see `projection`."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """Cosines (N, K, H, W) in [-1, 1] with `text`, or with the model's own text matrix."""
         text = self.text if text is None else text
-        return cosine_logits(self.features(images), text, images.shape[-2:], self.projection)
+        features = self.features(self.encode(images))
+        return cosine_logits(features, text, images.shape[-2:], self.projection)
 
     def segment(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """(N, 3, H, W) -> (N, H, W) uint8, the id of the text with the largest cosine."""
         return best_class(self(images, text))
 
-    def match(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def match(self, images: Tensor, text: Tensor, clip: bool = False) -> Match:
         """How well other words fit each pixel, measured by the classes the model was trained with.
 
         Training fixes a pixel's cosines with the trained classes only. Along all other directions
@@ -156,13 +189,26 @@ class LanguageModel(SegmentationModel):
         Args:
             images: (N, 3, H, W).
             text: (K, C), rows of length one.
+            clip: compare CLIP's own map as well; only with `has_clip_map`.
 
         Returns:
-            agreement: (N, K, H, W) in [0, 1]; all ones where nothing was trained.
-            cosines: (N, K, H, W) in [-1, 1].
+            The agreement (all ones where nothing was trained) and the cosines; with `clip`, also
+            its cosines, and which words are classes of training.
         """
-        cosines = self(images, torch.cat([self.anchors, text]))
-        return self.agreement(cosines, text), cosines[:, len(self.anchors) :]
+        maps, size, anchors = self.encode(images), images.shape[-2:], self.anchors
+        compared = torch.cat([anchors, text])
+        cosines = cosine_logits(self.features(maps), compared, size, self.projection)
+        found = self.agreement(cosines, text), cosines[:, len(anchors) :]
+        if not clip:
+            return Match(*found)
+        trained = (text.float() @ anchors.float().T > SAME_TEXT).any(dim=1)
+        return Match(*found, cosine_logits(maps[-1], text, size), trained)
+
+    @property
+    def has_clip_map(self) -> bool:
+        """Whether the encoder is CLIP's own, frozen, beside parts that were trained."""
+        embeds = getattr(self.encoder, "embeds_in_text_space", False)
+        return embeds and not self.train_encoder and len(self.anchors) > 0
 
     def agreement(self, cosines: Tensor, text: Tensor) -> Tensor:
         """That of `match`, from the cosines of pixels with `anchors` and then with `text`."""
@@ -189,8 +235,8 @@ class Bilinear(LanguageModel):
         """None: all directions of the embedding space are CLIP's own."""
         return self.text[:0]
 
-    def features(self, images: Tensor) -> Tensor:
-        return self.encode(images)[-1]
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        return maps[-1]
 
 
 class Adapter(LanguageModel):
@@ -209,8 +255,8 @@ class Adapter(LanguageModel):
             nn.ReLU(),
         )
 
-    def features(self, images: Tensor) -> Tensor:
-        return self.adapter(self.encode(images)[-1])
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.adapter(maps[-1])
 
 
 class CLIPUpsampler(LanguageModel):
@@ -233,8 +279,8 @@ class CLIPUpsampler(LanguageModel):
         self.upsampler = Upsampler(encoder.channels, width, bottleneck, level_channels)
         self.project = None if width == text.shape[1] else BNReLUConv(width, text.shape[1])
 
-    def features(self, images: Tensor) -> Tensor:
-        x = self.upsampler(self.encode(images))
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        x = self.upsampler(maps)
         return x if self.project is None else self.project.norm(x).relu()
 
     @property

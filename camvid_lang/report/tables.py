@@ -230,14 +230,15 @@ def word_tables(measured: Mapping[str, Mapping], results: Results) -> list[Table
     wordings = {
         n: row["reason"] for found in measured.values() for n, row in found["wordings"].items()
     }
-    ways = {"anchored": "through its classes", "cosine": "by cosine"}
-    groups = tuple(f"{run}, {title}" for run in measured for title in ways.values())
+    ways = {"anchored": "through its classes", "cosine": "by cosine", "clip": "with CLIP's map"}
+    columns = [
+        (run, way) for run in measured for way in ways if way in measured[run]["wordings"]["own"]
+    ]
+    groups = tuple(f"{run}, {ways[way]}" for run, way in columns)
     rows = []
     for name, reason in wordings.items():
-        found = [run["wordings"].get(name) for run in measured.values()]
-        rows.append(
-            (f"{name}: {reason}", *(row and row[way]["miou"] for row in found for way in ways))
-        )
+        found = [(measured[run]["wordings"].get(name), way) for run, way in columns]
+        rows.append((f"{name}: {reason}", *(row and row[way]["miou"] for row, way in found)))
     built = []
     if rows:
         title = "mIoU where the classes are asked for in other words"
@@ -247,9 +248,9 @@ def word_tables(measured: Mapping[str, Mapping], results: Results) -> list[Table
             continue
         runs = {n: f for n, f in measured.items() if tuple(f["held_out"]) == held_out}
         rows = [
-            (f"{run}, {title}", *found["held_out_scores"][way].values())
+            (f"{run}, {ways[way]}", *means.values())
             for run, found in runs.items()
-            for way, title in ways.items()
+            for way, means in found["held_out_scores"].items()
         ]
         bar, digest = results.get("bilinear-names"), next(iter(runs.values()))["digest"]
         if bar and bar["data"].get("digest") == digest:
