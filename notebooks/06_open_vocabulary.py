@@ -56,9 +56,13 @@ similar(segmenter, ["vehicle", "lorry", "shop window", "street lamp", "grass"])
 # Training fixes the cosines of a pixel with the classes of the run only; with any other word they are
 # as good as arbitrary. So words are compared through these classes (*anchored*): pixel and word are
 # both described by how similar they are to the trained classes, and these descriptions are compared.
-# `compare="cosine"` is the thesis's way, the largest cosine. The heat maps show the probability of each
-# class among those given: bright where it matches better than all others. `none_below=0.5` adds "none
-# of these" for pixels that are more likely of another trained class than of any of the words.
+# `compare="cosine"` is the thesis's way, the largest cosine. For things that training never showed, a
+# run on a frozen CLIP has `compare="clip"`: words that are not of training are compared with CLIP's
+# own coarse map, and training divides among its classes what CLIP leaves to them.
+#
+# The heat maps show the probability of each class among those given: bright where it matches better
+# than all others. `none_below=0.5` adds "none of these" for pixels that are more likely of another
+# trained class than of any of the words.
 
 # %%
 from IPython.display import display
@@ -96,7 +100,7 @@ panel(segmenter, images)
 # ## Other words, measured
 #
 # The same frames with the words of training, with the class names, with synonyms, with words of another
-# data set, with finer and coarser words, and with words for things that no frame shows: mIoU of both ways
+# data set, with finer and coarser words, and with words for things that no frame shows: mIoU of each way
 # of comparison. On the whole test split: `python -m camvid_lang vocabulary RUN --data DIR`.
 
 # %%
@@ -110,7 +114,9 @@ other_words(segmenter, test) if segmenter.experiment.epochs else None
 # 1. Ask for `road, sky, xylophone`. What becomes of the pixels of all other things, and why? Tick *none of
 #    these* and ask again.
 # 2. Compare `person` with `person | man | woman | child` as one class of four prompts.
-# 3. Split a class: `white car, red car, road, building, tree, sky`. Does the model know colours?
+# 3. A run on a frozen CLIP (notebook 3): ask it for `shop window, door, road, sky, car` with
+#    `segmenter.segment(image, words, compare="clip")` and without. Which is right about the windows?
+# 4. Split a class: `white car, red car, road, building, tree, sky`. Does the model know colours?
 #
 # The same in a script, without the panel:
 #

@@ -178,6 +178,10 @@ def test_the_command_keeps_what_is_of_the_test_frames(finished, tmp_path, capsys
         assert main(command) == 1
         assert message in capsys.readouterr().err
     assert main(["vocabulary", str(finished / "swiftnet"), *command[2:4]]) == 1
+    with pytest.raises(InputError, match="frozen"):  # its encoder was trained
+        load("demo", device="cpu").segment(
+            np.zeros((64, 64, 3), np.uint8), "car, tree", compare="clip"
+        )
 
 
 def test_a_held_out_class_has_no_part_in_training(tiny_dataset, tmp_path):
