@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m camvid_lang demo --out runs/demo
 
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

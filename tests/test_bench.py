@@ -39,15 +39,14 @@ def test_the_largest_batch_is_within_the_budget(most):
 
 @pytest.mark.slow
 def test_the_exact_head_is_faster_and_takes_less_memory(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "compare", lambda name, batch, device: [
-        Case("head", style, name, batch, device=device) for style in bench.STYLES
-    ] + [Case("step", "ours", name, batch, (64, 64), device)])  # fmt: skip
+    cases = [Case("head", style, "swiftnet", 1, device="cpu") for style in bench.STYLES]
+    monkeypatch.setattr(bench, "compare", lambda *_: cases)
     file = tmp_path / "bench.json"
     bench.main(["--experiment", "swiftnet", "--device", "cpu", "--json", str(file)])
-    results = json.loads(file.read_text())
-    thesis, ours, step = results["rows"]
+    thesis, ours = json.loads(file.read_text())["rows"]
     # Half of what is measured on an idle machine: other processes may share this one.
     assert thesis["seconds"] > 4 * ours["seconds"]
     assert thesis["extra_bytes"] > 10 * ours["extra_bytes"]
-    assert step["flops"] > 0
-    assert capsys.readouterr().out.count("images/s") == 3
+    assert capsys.readouterr().out.count("images/s") == 2
+    step = Case("step", "ours", "swiftnet", 2, (64, 64), "cpu")
+    assert bench.measure(step, min_run_time=0)["flops"] > 0

@@ -107,28 +107,6 @@ def test_on_a_machine_without_runs_those_of_the_package_are_shown(name, tmp_path
     assert "full-narrow-descriptions" in printed
 
 
-@pytest.mark.slow
-def test_killed_in_the_middle_of_03_it_is_resumed(tmp_path):
-    run = tmp_path / "runs" / "scenes-smoke" / "frozen-names epochs=8"
-    saved = []
-
-    def kill():
-        while len(saved) < 2:
-            saved[:] = run.glob("checkpoints/last-*.pt")
-            time.sleep(0.02)
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-
-    threading.Thread(target=kill, daemon=True).start()
-    write_pid = "\nimport os\nprint(os.getpid(), file=open('pid', 'w'), flush=True)"
-    with pytest.raises(DeadKernelError):
-        execute("03_frozen_training", tmp_path, write_pid, RUNS="frozen-names", SETTINGS="epochs=8")
-    assert len(saved) == 2
-    assert not (run / "results.json").exists()
-    execute("03_frozen_training", tmp_path, RUNS="frozen-names", SETTINGS="epochs=8")
-    history = json.loads((run / "results.json").read_text())["history"]
-    assert [entry["epoch"] for entry in history] == list(range(1, 9))
-
-
 COLAB = """
 import pathlib
 
@@ -147,7 +125,7 @@ sys.path[:] = [p for p in sys.path if "__editable__" not in p and p != {repo!r}]
 
 
 @pytest.mark.slow
-def test_in_colab_the_package_is_cloned_and_drive_outlives_the_machine(tmp_path):
+def test_in_colab_training_goes_on_from_drive_on_a_new_machine(tmp_path):
     (tmp_path / "site" / "google" / "colab").mkdir(parents=True)
     (tmp_path / "site" / "google" / "colab" / "__init__.py").write_text(COLAB)
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE.format(repo=str(REPO)))
@@ -156,18 +134,34 @@ def test_in_colab_the_package_is_cloned_and_drive_outlives_the_machine(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(origin)]
     for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "all"]):
         subprocess.run([*git, *arguments], check=True)
-    environment = {"PYTHONPATH": str(tmp_path / "site")}
-    drive = Path("drive", "MyDrive", "camvid-lang")
-    machine = tmp_path / "content"
+    drive, run = Path("drive", "MyDrive", "camvid-lang"), Path("scenes-smoke/frozen-names epochs=8")
+    machine, saved = tmp_path / "content", []
     machine.mkdir()
-    choices = {"DRIVE": True, "RUNS": "frozen-names", "RUN": "frozen-names"}
-    execute("03_frozen_training", machine, environment=environment, **choices)
+
+    def new_machine(number):
+        """An empty disk and the same Drive."""
+        machine.rename(tmp_path / f"old{number}")
+        shutil.copytree(tmp_path / f"old{number}" / drive, machine / drive)
+
+    def kill():
+        while len(saved) < 2:
+            saved[:] = (machine / drive / run).glob("checkpoints/last-*.pt")
+            time.sleep(0.02)
+        os.kill(int((machine / "pid").read_text()), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    options = {"environment": {"PYTHONPATH": str(tmp_path / "site")}, "DRIVE": True}
+    training = {**options, "RUNS": "frozen-names", "SETTINGS": "epochs=8"}
+    write_pid = "\nimport os\nprint(os.getpid(), file=open('pid', 'w'), flush=True)"
+    with pytest.raises(DeadKernelError):
+        execute("03_frozen_training", machine, write_pid, **training)
     assert (machine / "camvid-lang" / "camvid_lang" / "__init__.py").is_file()
-    mirror = machine / drive / "scenes-smoke" / "frozen-names"
-    assert (mirror / "results.json").is_file()
-    assert list(mirror.glob("checkpoints/last-*.pt"))
-    # The next machine has an empty disk and the same Drive.
-    machine.rename(tmp_path / "old")
-    shutil.copytree(tmp_path / "old" / drive, machine / drive)
-    printed = execute("06_open_vocabulary", machine, environment=environment, **choices)
+    assert len(saved) == 2
+    assert not (machine / drive / run / "results.json").exists()
+    new_machine(1)
+    assert "restored last-" in execute("03_frozen_training", machine, **training)
+    history = json.loads((machine / drive / run / "results.json").read_text())["history"]
+    assert [entry["epoch"] for entry in history] == list(range(1, 9))
+    new_machine(2)
+    printed = execute("06_open_vocabulary", machine, RUN=run.name, **options)
     assert "frozen-names, trained on: sky" in printed
