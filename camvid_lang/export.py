@@ -51,11 +51,15 @@ def export_onnx(
         "experiment": settings.name,
         "image": f"(N, 3, H, W) uint8, RGB; H and W are at least {MIN_SIDE}",
     }
+    words = text_input  # other words than the run's own, as `Segmenter.segment` tells them apart
     if classes is not None or text_input or isinstance(model, LanguageModel):
         text = torch.from_numpy(segmenter.embed(classes))
-        names = names if classes is None else list(parse_classes(classes))
+        if classes is not None:
+            prompts = parse_classes(classes)
+            names, words = list(prompts), [*prompts.values()] != [*model.prompts.values()]
+        words = words and len(model.anchors) > 0
         scores = "cosines in [-1, 1]"
-        if classes is not None or text_input:
+        if words:
             scores = "comparisons with the words, through the classes of training"
     about["temperature"] = str(model.temperature)
     about["scores"] = (
@@ -82,7 +86,7 @@ def export_onnx(
         # torch.onnx.export would trace with deferred assertions, in which torch 2.14 cannot write
         # the sizes of the pyramid pooling.
         sizes = {key: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for key, axes in shapes.items()}
-        graph = _Graph(model, text, words=classes is not None or text_input).eval()
+        graph = _Graph(model, text, words).eval()
         traced = torch.export.export(graph, arguments, dynamic_shapes=sizes)
         program = torch.onnx.export(
             traced,
@@ -106,7 +110,7 @@ class _Graph(nn.Module):
     def __init__(self, model: SegmentationModel, text: Tensor | None, words: bool):
         super().__init__()
         self.model = model
-        self.words = words and len(model.anchors) > 0
+        self.words = words
         basis = triangle = None
         if getattr(model, "projection", None) is not None:
             basis, triangle = torch.linalg.qr(model.projection.detach().double())

@@ -61,12 +61,17 @@ def test_text_vectors_are_an_input(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_own_classes_are_part_of_the_file(tmp_path):
-    segmenter = untrained("swiftnet")
-    export_onnx(segmenter, tmp_path / "x.onnx")
+@pytest.mark.parametrize(
+    ("name", "classes", "scores"),
+    # As in `segment`, words that are all the run's own are compared by cosine.
+    [("swiftnet", None, "logits"), ("adapter-names", ",".join(CLASSES), "cosines")],
+)
+def test_own_classes_are_part_of_the_file(name, classes, scores, tmp_path):
+    segmenter = untrained(name)
+    export_onnx(segmenter, tmp_path / "x.onnx", classes)
     about = assert_equal(tmp_path / "x.onnx", segmenter.model)
     assert json.loads(about["classes"]) == list(CLASSES)
-    assert "logits" in about["scores"]
+    assert scores in about["scores"]
 
 
 @pytest.mark.slow
