@@ -81,7 +81,7 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
     "demo",
     argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
     argument("--seed", type=int, default=0, help="of the scenes and of training (default: 0)"),
-    argument("--epochs", type=int, default=14, help="of most rows (default: 14)"),
+    argument("--epochs", type=int, help="of most rows (default: 14)"),
     *(DEVICE, FRESH),
 )
 def demo(args: argparse.Namespace) -> None:
@@ -147,9 +147,12 @@ def run(args: argparse.Namespace) -> None:
       camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\
         --weights resnet18.safetensors --text-bank clip_text.npz
 
+    On several GPUs, which share each batch: torchrun --nproc_per_node=2 -m camvid_lang run ...
+
     Beyond the thesis: swiftnet-best (mIoU 69.4 % on CamVid test after 220 epochs on a GPU, where
     swiftnet has 61.4 and 62.5 at the end of its 400) and best, the same with language.
     """
+    from camvid_lang.device import processes, rank
     from camvid_lang.experiments import configure
     from camvid_lang.report.html import report_runs
     from camvid_lang.report.tables import is_camvid
@@ -166,8 +169,11 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
     experiment = configure(args.name, **{"profile": args.profile, **settings})
-    options = {key: getattr(args, key) for key in ("device", "fresh", "mirror", "command")}
-    results = run_experiment(experiment, args.data, args.out, **options)
+    options = {key: getattr(args, key) for key in ("fresh", "mirror", "command")}
+    with processes(args.device) as device:
+        results = run_experiment(experiment, args.data, args.out, device=device, **options)
+        if rank():
+            return
     page = report_runs([args.out])
     _print_scores(results)
     thesis = THESIS_ROWS.get(experiment.name)

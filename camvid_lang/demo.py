@@ -1,10 +1,7 @@
 """The whole thesis on drawn scenes, and other words: one page. No download, no accelerator.
 
-The package carries runs of it, so that notebooks show something on a machine where none was run:
-
-    python -m camvid_lang.demo RUN ...    # copy runs to camvid_lang/assets/demo, reduced
-
-A run's weights are copied where it is named `*full-narrow*`; of the others only the results.
+The package carries runs of it (`benchmarks/carry.py` copies them), so that notebooks show something
+on a machine where none was run.
 """
 
 import contextlib
@@ -14,10 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from camvid_lang.data.camvid import Frames, load_camvid
@@ -30,11 +25,8 @@ from camvid_lang.report.tables import CHANCE
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import (
     VOCABULARY,
-    read_figures,
-    read_results,
     read_vocabulary,
     versions,
-    write_figures,
     write_results,
 )
 from camvid_lang.run import run
@@ -42,7 +34,7 @@ from camvid_lang.scenes.dataset import write_scenes
 from camvid_lang.training.checkpoint import Checkpoints, epoch_of
 from camvid_lang.training.mirror import CHECKPOINTS
 
-__all__ = ["CARRIED", "carry", "demo_settings", "run_demo"]
+__all__ = ["CARRIED", "demo_settings", "run_demo"]
 
 CARRIED = Path(__file__).parent / "assets" / "demo"  # run folders
 ROWS = (*THESIS_ROWS, "held-out")
@@ -69,7 +61,7 @@ def run_demo(
     seed: int = 0,
     device: str = "auto",
     fresh: bool = False,
-    epochs: int = EPOCHS,
+    epochs: int | None = None,
 ) -> dict[str, dict]:
     """Draw the scenes, run every row of the thesis on them, ask in other words, write report.html.
 
@@ -81,7 +73,7 @@ def run_demo(
         out: folder of the run folders; runs that are finished there are read, not run again.
         seed: of the scenes and of training.
         fresh: run everything again.
-        epochs: of most rows; `held-out` trains for half and `swiftnet` for a quarter of them.
+        epochs: of most rows (None: 14); `held-out` trains for half, `swiftnet` for a quarter.
 
     Returns:
         {experiment: results}, with the random baseline as "chance".
@@ -90,6 +82,7 @@ def run_demo(
         InputError: a row failed.
     """
     out = Path(out)
+    epochs = EPOCHS if epochs is None else epochs
     experiments = [
         configure(name, "cpu", **demo_settings(name, epochs), seed=seed) for name in ROWS
     ]
@@ -152,68 +145,40 @@ def _run_side_by_side(
     """
     on_cpu = pick_device(device).type == "cpu"
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if on_cpu else {})}
-    waiting, running, done = list(commands), {}, 0
+    waiting, running = list(commands), {}
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "camvid_lang", *commands[name], "--device", device]
+        with open(out / f"{name}.log", "wb") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def check(name: str, code: int) -> None:
+        if code:
+            log = out / f"{name}.log"
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            raise InputError(f"{name} failed, see {log}: {(lines or [f'exit code {code}'])[-1]}")
+        bar.write(f"{title}: {name} finished")
+
     units = {"total": epochs or len(commands), "unit": "epoch" if epochs else "run"}
-    try:
-        with tqdm(desc=title, **units, disable=not commands) as bar:
+    with tqdm(desc=title, **units, disable=not commands) as bar:
+        try:
             while waiting or running:
-                while waiting and len(running) < 1 + on_cpu:
-                    name = waiting.pop(0)
-                    with open(out / f"{name}.log", "wb") as log:
-                        command = [sys.executable, "-m", "camvid_lang", *commands[name]]
-                        running[name] = subprocess.Popen(
-                            [*command, "--device", device],
-                            stdout=log,
-                            stderr=subprocess.STDOUT,
-                            env=environment,
-                        )
+                for name in waiting[: 1 + on_cpu - len(running)]:
+                    waiting.remove(name)
+                    running[name] = start(name)
                 time.sleep(0.5)
-                for name in [
-                    name for name, process in running.items() if process.poll() is not None
-                ]:
-                    if code := running.pop(name).returncode:
-                        log = out / f"{name}.log"
-                        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                        last = lines[-1] if lines else f"exit code {code}"
-                        raise InputError(f"{name} failed, see {log}: {last}")
-                    bar.write(f"{title}: {name} finished")
-                    done += 1
+                for name in [name for name in running if running[name].poll() is not None]:
+                    check(name, running.pop(name).returncode)
+                done = len(commands) - len(waiting) - len(running)
                 epochs_done = sum(_epochs_done(out / name) for name in commands)
                 bar.update((epochs_done if epochs else done) - bar.n)
-    finally:  # after an interruption too: a run that is stopped resumes from its last epoch
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+        finally:  # after an interruption too: a run that is stopped resumes from its last epoch
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
 
 
 def _epochs_done(folder: Path) -> int:
     files = Checkpoints(folder / CHECKPOINTS).files()
     return max(map(epoch_of, files), default=0)
-
-
-def carry(runs: Sequence[str | Path], target: Path = CARRIED) -> None:
-    """Copy runs to `target`, small: one frame each, and weights in float16 of `full-narrow-*`."""
-    for run_folder in map(Path, runs):
-        results = read_results(run_folder / "results.json")
-        folder = target / results["experiment"]
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_results(folder / "results.json", results)
-        figures = read_figures(run_folder / "figures.npz")
-        one = {
-            key: getattr(figures, key)[:1] for key in ("images", "labels", "predictions", "names")
-        }
-        write_figures(folder / "figures.npz", replace(figures, **one))
-        if words := read_vocabulary(run_folder / VOCABULARY):
-            write_results(folder / VOCABULARY, words)
-        if results["experiment"].startswith("full-narrow"):
-            path, state = Checkpoints(run_folder / "checkpoints").newest()
-            weights = {
-                k: v.half() if v.is_floating_point() else v for k, v in state["model"].items()
-            }
-            state |= {"model": weights, "optimizer": {}, "scaler": {}, "random": {}}
-            torch.save(state, folder / "checkpoints" / path.name)
-
-
-if __name__ == "__main__":
-    carry(sys.argv[1:])

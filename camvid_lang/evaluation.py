@@ -8,6 +8,7 @@ how absent classes count.
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames, image_files, raise_problems
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.labels import PLAIN, LabelIds, parse_label
-from camvid_lang.device import autocast
+from camvid_lang.device import autocast, rank, total, world_size
 from camvid_lang.errors import InputError
 from camvid_lang.models.segmentation import SegmentationModel, best_class
 
@@ -57,12 +58,12 @@ def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     row of void labels.
     """
     size = NUM_CLASSES + 1
-    total = torch.zeros(size, size, dtype=torch.long)
+    counts = torch.zeros(size, size, dtype=torch.long)
     for prediction, label in pairs:
         pair = prediction.long(), label.long()
-        counts = multiclass_confusion_matrix(*pair, size, validate_args=False)
-        total = total.to(counts.device) + counts
-    return total
+        more = multiclass_confusion_matrix(*pair, size, validate_args=False)
+        counts = counts.to(more.device) + more
+    return counts
 
 
 def scores(confusion: Tensor) -> dict:
@@ -140,15 +141,15 @@ def predict_averaged(
     height, width = images.shape[-2:]
 
     resize = partial(F.interpolate, mode="bilinear", align_corners=False)
-    total = torch.zeros((), device=images.device)
+    sums = torch.zeros((), device=images.device)
     for scale in scales:
         resized = resize(images, (round(height * scale), round(width * scale)))
         for mirrored in (False, True) if flip else (False,):
             with autocast(images.device):
                 output = model(resized.flip(-1) if mirrored else resized)
             shares = (output.float() / model.temperature).softmax(dim=1)
-            total = total + resize(shares.flip(-1) if mirrored else shares, (height, width))
-    return best_class(total)
+            sums = sums + resize(shares.flip(-1) if mirrored else shares, (height, width))
+    return best_class(sums)
 
 
 def evaluate(
@@ -161,17 +162,24 @@ def evaluate(
 ) -> dict:
     """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists).
 
-    Other `scales` or `flip` use `predict_averaged`, which the thesis does not.
+    Other `scales` or `flip` use `predict_averaged`, which the thesis does not. Several processes
+    (`device.processes`) share the frames; each of them has to call this.
     """
+    if world_size() > 1:
+        own = slice(rank(), None, world_size())
+        frames = replace(
+            frames, images=frames.images[own], labels=frames.labels[own], names=frames.names[own]
+        )
     batches = -(-len(frames) // batch_size)
     plain = tuple(scales) == (1,) and not flip
     function = predict if plain else partial(predict_averaged, scales=scales, flip=flip)
     pairs = _predictions(model, frames, batch_size, function)
-    return _with_confusion(tqdm(pairs, desc=desc, total=batches, unit="batch"))
+    bar = tqdm(pairs, desc=desc, total=batches, unit="batch", disable=rank() > 0)
+    return _with_confusion(confusion_matrix(bar).to(next(model.parameters()).device))
 
 
-def _with_confusion(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict:
-    confusion = confusion_matrix(pairs)
+def _with_confusion(confusion: Tensor) -> dict:
+    confusion = total(confusion)
     return {**scores(confusion), "confusion": confusion.tolist()}
 
 
@@ -207,7 +215,7 @@ def chance_scores(frames: Frames, seed: int = 0) -> dict:
     generator = torch.Generator().manual_seed(seed)
     labels = frames.labels.cpu()
     guesses = (torch.randint(NUM_CLASSES, x.shape, generator=generator) for x in labels)
-    return _with_confusion(zip(guesses, labels, strict=True))
+    return _with_confusion(confusion_matrix(zip(guesses, labels, strict=True)))
 
 
 def score(

@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from camvid_lang.data.camvid import Frames, load_camvid, verify
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
-from camvid_lang.device import pick_device, to_device
+from camvid_lang.device import pick_device, rank, to_device, wait_for_all
 from camvid_lang.errors import START_OVER, InputError
 from camvid_lang.evaluation import evaluate, predict
 from camvid_lang.experiments import Experiment, restore
@@ -204,15 +204,17 @@ def run(
     }
     trained = f"{len(training)} frames to train on, " if training else ""
     print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(test)} to test on")
-    with _lock(out):
-        copies = Mirror(out, mirror) if mirror else None
+    first = rank() == 0  # of several processes (`device.processes`), the one that writes
+    with _lock(out) if first else nullcontext():
+        copies = Mirror(out, mirror) if mirror and first else None
         checkpoints = Checkpoints(out / CHECKPOINTS, copies.update if copies else None)
-        if fresh:
+        if fresh and first:
             for path in (out / name for name in RESULTS):
                 delete(path)
             checkpoints.clear()
         if copies:
             copies.clear() if fresh else copies.restore(name)
+        wait_for_all()
         try:
             if (out / "results.json").exists():
                 return _read_finished(experiment, out, about, about_data)
@@ -225,7 +227,8 @@ def run(
                 state = {key: {} for key in KEYS} | {"epoch": 0, "model": model.trained_state()}
                 state["identity"] = {**frozen_state(model), **about}
                 state["settings"] = experiment.settings()
-                checkpoints.save(state, 0, best=True)
+                if first:
+                    checkpoints.save(state, 0, best=True)
             started = time.perf_counter()
             scored = evaluate(model, test, desc=f"{name}: {experiment.test_split}")
             if experiment.score_train and training:
@@ -246,9 +249,10 @@ def run(
                 "command": command,
                 "history": history,
             }
-            delete(out / VOCABULARY)  # of an earlier run
-            write_figures(out / "figures.npz", _figure_data(model, test, text_encoder))
-            write_results(out / "results.json", results)
+            if first:
+                delete(out / VOCABULARY)  # of an earlier run
+                write_figures(out / "figures.npz", _figure_data(model, test, text_encoder))
+                write_results(out / "results.json", results)
             return results
         except InputError:
             if copies and not copies.active:

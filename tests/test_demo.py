@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from benchmarks.carry import carry
 from camvid_lang import demo
 from camvid_lang.cli import main
 from camvid_lang.data.classes import VOID
-from camvid_lang.demo import CARRIED, carry
+from camvid_lang.demo import CARRIED
 from camvid_lang.experiments import configure
 from camvid_lang.results import read_figures, read_results
 from camvid_lang.run import run

@@ -2,7 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from kill_harness import equal
@@ -15,7 +18,8 @@ from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.evaluation import evaluate
 from camvid_lang.experiments import configure
 from camvid_lang.models.encoder import TINY, load_clip
-from camvid_lang.run import build_model, load_run
+from camvid_lang.results import read_results
+from camvid_lang.run import build_model, load_run, run
 from camvid_lang.training import loop
 from camvid_lang.training.checkpoint import Checkpoints
 from camvid_lang.training.loop import Trainer, segmentation_loss, train
@@ -80,6 +84,39 @@ def test_averaged_weights_resume_exactly_and_are_used(tiny_dataset, tmp_path):
     assert evaluate(loaded, test, scales=(1,), flip=False) == plain
     averaged = evaluate(loaded, test, scales=(0.75, 1), flip=True)
     assert averaged["confusion"] != plain["confusion"]
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(tiny_dataset, tmp_path):
+    """With torch's gloo backend. The adapter has no BatchNorm, which torch synchronises on GPUs."""
+    settings = {"epochs": 3, "limit": 0, "batch_size": 4, "input_scale": 1.5}
+    entry = configure("adapter-names", "smoke", **settings)
+    whole = run(entry, tiny_dataset, tmp_path / "one", device="cpu")
+
+    def stop(history):
+        raise Stopped
+
+    with pytest.raises(Stopped):  # the first epoch by one process, the others by two
+        run(entry, tiny_dataset, tmp_path / "two", device="cpu", on_epoch=stop)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["-m", "camvid_lang", "run", "adapter-names", "--profile", "smoke"]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command += ["--data", str(tiny_dataset), "--out", str(tmp_path / "two"), "--device", "cpu"]
+    done = subprocess.run([sys.executable, *launch, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("resuming after epoch 1") == done.stdout.count("IoU bicyclist") == 1
+    shared = read_results(tmp_path / "two" / "results.json")
+    for one, two in zip(whole["history"], shared["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["miou"] == pytest.approx(one["miou"], abs=0.1)
+    assert shared["miou"] == pytest.approx(whole["miou"], abs=0.1)
+    assert np.sum(shared["confusion"]) == np.sum(whole["confusion"])
+    weights = [newest(tmp_path / name / "checkpoints")["model"] for name in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+    few = [*launch, *command, "--fresh", "--set", "batch_size=3"]
+    done = subprocess.run([sys.executable, *few], capture_output=True, text=True)
+    assert "batch_size 3: 2 processes need 4 at least" in done.stderr
 
 
 def test_layers_that_draw_random_numbers_resume_exactly(tiny_dataset, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import VOID
+from camvid_lang.device import world_size
 from camvid_lang.errors import InputError
 
 __all__ = ["batches", "jitter_colours", "number_of_batches", "random_crops", "scaled_crops"]
@@ -159,8 +160,9 @@ def jitter_colours(images: Tensor, strength: float, generator: torch.Generator) 
 def number_of_batches(frames: int, batch_size: int) -> int:
     """How many batches `batches` yields for so many frames.
 
-    A last batch of one frame is left out: BatchNorm after the 1x1 level of the pyramid pooling
-    needs two values per channel. Raises `InputError` where no batch is left.
+    A last batch of one frame (for each process, see `device.processes`) is left out: BatchNorm
+    after the 1x1 level of the pyramid pooling needs two values per channel. Raises `InputError`
+    where no batch is left.
 
     Example:
         >>> number_of_batches(9, batch_size=4), number_of_batches(10, batch_size=4)
@@ -168,7 +170,10 @@ def number_of_batches(frames: int, batch_size: int) -> int:
     """
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is needed")
-    count = frames // batch_size + (frames % batch_size > 1)
+    least = 2 * world_size()
+    if batch_size < least > 2:
+        raise InputError(f"batch_size {batch_size}: {least // 2} processes need {least} at least")
+    count = frames // batch_size + (frames % batch_size >= least)
     if count == 0:
         raise InputError(f"{frames} frame(s) for batch_size {batch_size}: use at least two frames")
     return count

@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from camvid_lang.data.augment import batches, number_of_batches
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import VOID
-from camvid_lang.device import autocast, mixed_precision
+from camvid_lang.device import autocast, mixed_precision, rank, total, world_size
 from camvid_lang.errors import START_OVER, InputError, Interrupted
 from camvid_lang.evaluation import confusion_matrix, scores
 from camvid_lang.experiments import Experiment, learning_rate_factor
@@ -41,6 +43,9 @@ def train(
     about: Mapping | None = None,
 ) -> list[dict]:
     """Train for `experiment.epochs`, less those that the newest checkpoint has done.
+
+    Where several processes train together (`device.processes`), each draws the same batches and
+    takes its share of the crops, so a run may be resumed by another number of processes.
 
     Args:
         model: trained in place, on `device`; with `ema` it ends with the averaged weights.
@@ -63,7 +68,13 @@ def train(
     steps, done = number_of_batches(len(frames), size), len(history)
     with (
         stop_signals(name) as check_signals,
-        tqdm(desc=name, total=epochs * steps, initial=done * steps, unit="step") as bar,
+        tqdm(
+            desc=name,
+            total=epochs * steps,
+            initial=done * steps,
+            unit="step",
+            disable=rank() > 0,
+        ) as bar,
     ):
         for epoch in range(done, epochs):
             started, metrics = time.perf_counter(), EpochMetrics(device)
@@ -77,6 +88,7 @@ def train(
                 colour_jitter=experiment.colour_jitter,
             ):
                 check_signals()
+                images, labels = (x[rank() :: world_size()] for x in (images, labels))
                 loss, output = trainer.step(images, labels)
                 metrics.add(loss, output, labels)
                 bar.update()
@@ -84,14 +96,15 @@ def train(
             best = (miou or 0) > max((entry["miou"] or 0 for entry in history), default=-1)
             seconds = time.perf_counter() - started
             trainer.end_epoch(loss=loss, miou=miou, seconds=seconds)
-            checkpoints.save(trainer.state(), epoch + 1, best)
+            if rank() == 0:
+                checkpoints.save(trainer.state(), epoch + 1, best)
             bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {loss:.3f}")
             if epoch == done and (left := epochs - epoch - 1):
                 minutes = (
                     f"{left * seconds / 60:.0f} minutes" if left * seconds > 90 else "a minute"
                 )
                 bar.write(f"{name}: {seconds:.1f} s per epoch, about {minutes} for {left} more")
-            if on_epoch:
+            if on_epoch and rank() == 0:
                 on_epoch(history)
         check_signals()
     if trainer.average:
@@ -107,16 +120,17 @@ def segmentation_loss(scores_map: Tensor, labels: Tensor, temperature: float) ->
         labels: (N, H, W) uint8 ids; pixels of id 11 (void) are ignored.
 
     Returns:
-        Mean over labelled pixels; 0 if there are none.
+        Mean over labelled pixels; 0 if there are none. Of several processes (`device.processes`)
+        each gets a share, of which the mean is that of all their labelled pixels.
 
     Example:
         >>> segmentation_loss(torch.zeros(1, 11, 2, 2), torch.zeros(1, 2, 2), 1.0)  # log(11)
         tensor(2.3979)
     """
-    total = F.cross_entropy(
+    loss = F.cross_entropy(
         scores_map.float() / temperature, labels.long(), ignore_index=VOID, reduction="sum"
     )
-    return total / (labels != VOID).sum().clamp_min(1)
+    return loss * world_size() / total((labels != VOID).sum()).clamp_min(1)
 
 
 def make_optimizer(model: SegmentationModel, experiment: Experiment) -> torch.optim.Adam:
@@ -138,11 +152,15 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     precision: torch.dtype,
+    replica: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Forward, loss, backward, update. Returns the loss and the scores, both detached."""
+    """Forward, loss, backward, update. Returns the loss and the scores, both detached.
+
+    `replica`, see `replicate`, is called in place of the model.
+    """
     optimizer.zero_grad(set_to_none=True)  # here, so that they do not add to the peak of memory
     with autocast(images.device, precision):
-        output = model(images)
+        output = (replica or model)(images)
         if model.unseen:  # neither right nor wrong anywhere
             output = output.index_fill(1, output.new_tensor(model.unseen).long(), -math.inf)
         loss = segmentation_loss(output, labels, model.temperature)
@@ -175,7 +193,8 @@ class EpochMetrics:
     def read(self) -> tuple[float, float | None]:
         """The mean loss of a step, and the mIoU in percent (None where nothing is labelled)."""
         self._count()
-        return self.loss.item() / self.steps, scores(self.confusion)["miou"]
+        loss = total(self.loss).item() / world_size()
+        return loss / self.steps, scores(total(self.confusion))["miou"]
 
 
 class Average:
@@ -217,6 +236,7 @@ class Trainer:
         torch.manual_seed(experiment.seed)  # for layers that draw, such as stochastic depth
         self.generator = torch.Generator().manual_seed(experiment.seed)  # of order and crops
         self.model, self.experiment, self.device = model, experiment, device
+        self.replica = replicate(model, device)
         self.optimizer = make_optimizer(model, experiment)
         self.average = Average(model, experiment.ema) if experiment.ema else None
         self.precision = mixed_precision(device)
@@ -236,7 +256,7 @@ class Trainer:
         """One `training_step`, and with `ema` an update of the average."""
         rest = self.optimizer, self.scaler, self.precision
         try:
-            found = training_step(self.model, images, labels, *rest)
+            found = training_step(self.model, images, labels, *rest, self.replica)
         except torch.OutOfMemoryError as error:
             sizes = f"batch_size ({self.experiment.batch_size}) or crop ({self.experiment.crop})"
             raise InputError(f"{self.experiment.name}: {error}; lower {sizes}") from error
@@ -297,6 +317,19 @@ class Trainer:
         self.history = state["history"]
         print(f"{self.experiment.name}: resuming after epoch {state['epoch']}")
         return self.history
+
+
+def replicate(model: SegmentationModel, device: torch.device) -> nn.Module:
+    """The model, or where several processes train together, a wrapper that averages gradients.
+
+    On GPUs BatchNorm then takes its statistics over the whole batch (the model is changed); torch
+    has no such layer for CPUs, where each process normalises its own share.
+    """
+    if world_size() == 1:
+        return model
+    if device.type == "cuda":
+        convert_sync_batchnorm(model)
+    return DistributedDataParallel(model)
 
 
 def frozen_state(model: SegmentationModel) -> dict:
