@@ -77,6 +77,7 @@ class Experiment:
     seed: int = _setting(0, "of initialisation, order and crops", 0, 2**32 - 1)
     # Beyond the thesis; the defaults change nothing.
     held_out: str = _setting("", "classes that are void in training, as in tree,car")
+    train_stages: int = _setting(4, "of a trained encoder, the last of its four stages", 1, 4)
     input_scale: float = _setting(1.0, "images are upsampled by this in the model", 1, 4)
     scale_min: float = _setting(1.0, "crops are taken at a random scale, at least this", 0.1, 10)
     scale_max: float = _setting(1.0, "and at most this", 0.1, 10)
@@ -127,6 +128,8 @@ class Experiment:
             raise InputError(f"held_out={self.held_out!r}: {self.name} has no trained words")
         if len(set(self.held_out_classes)) > NUM_CLASSES - 2:
             raise InputError(f"held_out={self.held_out!r}: leave at least two classes to train on")
+        if self.train_stages < 4 and not self.train_encoder:
+            raise InputError(f"train_stages={self.train_stages}: set train_encoder=true as well")
         if self.model == "swiftnet" and self.encoder != RESNET18:
             raise InputError(f"encoder={self.encoder}: swiftnet is built on {RESNET18}")
 
@@ -135,7 +138,7 @@ class Experiment:
 SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry.metadata}
 
 # Settings that checkpoints of earlier versions lack; these values change nothing.
-ADDED = {"held_out": ""}
+ADDED = {"held_out": "", "train_stages": 4}
 
 _FROZEN = {"model": "clip-upsampler", "score_train": True}
 _FULL = {**_FROZEN, "train_encoder": True, "epochs": 400}

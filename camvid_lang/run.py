@@ -148,6 +148,8 @@ def assemble(
         )
     else:
         model = segmentation.Bilinear(encoder, text, False, temperature)
+    if trained:
+        model.freeze_stages(4 - experiment.train_stages)
     model.prompts, model.input_scale = prompts, experiment.input_scale
     model.unseen = [CLASSES.index(name) for name in experiment.held_out_classes]
     return model

@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from camvid_lang.errors import InputError
+from camvid_lang.experiments import configure
 from camvid_lang.models.cosine import cosine_logits_reference
 from camvid_lang.models.encoder import TINY, DenseCLIPEncoder, load_clip, load_resnet18
 from camvid_lang.models.segmentation import Adapter, Bilinear, CLIPUpsampler, SwiftNet
-from camvid_lang.training.loop import segmentation_loss
+from camvid_lang.run import build_model
+from camvid_lang.training.loop import make_optimizer, segmentation_loss
 
 
 def text(classes=11, seed=0):
@@ -58,6 +61,30 @@ def test_a_step_changes_the_decoder_and_the_encoder_only_if_it_is_trained(kind, 
     assert any(not name.startswith("encoder.") for name in changed)
     assert any(name.startswith("encoder.") for name in changed) == train_encoder
     assert all(p.grad is not None for p in model.decoder_parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("full-names", ("trunk.stem", "trunk.stages.0", "trunk.stages.1", "trunk.stages.2")),
+        ("swiftnet", ("network.conv1", "network.bn1", "layer1", "layer2", "layer3")),
+    ],
+)
+def test_only_the_last_stages_of_an_encoder_are_trained(name, kept):
+    experiment = configure(name, "smoke", train_stages=1)
+    model = build_model(experiment)[0].train()
+    before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
+    optimizer = make_optimizer(model, experiment)
+    labels = torch.randint(0, 11, (2, 64, 64), dtype=torch.uint8)
+    segmentation_loss(model(torch.rand(2, 3, 64, 64)), labels, model.temperature).backward()
+    optimizer.step()
+    state = model.encoder.state_dict()
+    changed = {key for key, value in state.items() if not value.equal(before[key])}
+    assert not any(part in key for key in changed for part in kept)  # nor running statistics
+    last = [key for key in state if ".stages.3." in key or ".layer4." in key]
+    assert len(changed & {*last}) > 0.9 * len(last)
+    with pytest.raises(InputError, match="train_encoder"):
+        configure("frozen-names", train_stages=1)
 
 
 @torch.no_grad()

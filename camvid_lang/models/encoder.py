@@ -238,6 +238,11 @@ class DenseCLIPEncoder(nn.Module):
         )
         return features["image_intermediates"]
 
+    def first_stages(self, count: int) -> list[nn.Module]:
+        """The stem and the first `count` of the four stages."""
+        trunk = self.visual.trunk
+        return [trunk.stem, *(trunk.get_submodule(x["module"]) for x in trunk.feature_info[:count])]
+
     def head(self, deepest: Tensor) -> Tensor:
         """LayerNorm and linear layer at each position: (N, C, h, w) -> (N, D, h, w).
 
@@ -264,6 +269,11 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         self.network = network
         self.normalise = _Normalise(IMAGENET_MEAN, IMAGENET_STD)
+
+    def first_stages(self, count: int) -> list[nn.Module]:
+        """The stem and the first `count` of the four stages."""
+        net = self.network
+        return [net.conv1, net.bn1, *(net.layer1, net.layer2, net.layer3, net.layer4)[:count]]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W), uint8 or float in [0, 1] -> maps at strides 4, 8, 16, 32."""

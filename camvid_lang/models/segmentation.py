@@ -87,11 +87,13 @@ class SegmentationModel(nn.Module):
     """Base of all models: an encoder that may be frozen.
 
     A frozen encoder gets no gradient and stays in evaluation mode, so neither its weights nor its
-    normalisation statistics change, and it is not part of `trained_state`.
+    normalisation statistics change, and it is not part of `trained_state`. The same holds for
+    stages that `freeze_stages` freezes, but `trained_state` has them.
     """
 
     temperature = 1.0
     input_scale = 1.0  # images are upsampled by this before they are encoded
+    frozen_stages = 0  # of an encoder that is trained, see `freeze_stages`
     unseen: Sequence[int] = ()  # ids of classes that are held out of training
     prompts: Mapping[str, Sequence[str]] | None = None  # {class: [prompt, ...]} trained with
 
@@ -104,7 +106,15 @@ class SegmentationModel(nn.Module):
     def train(self, mode: bool = True) -> "SegmentationModel":
         super().train(mode)
         self.encoder.train(mode and self.train_encoder)
+        for module in self.encoder.first_stages(self.frozen_stages) if self.frozen_stages else ():
+            module.eval()
         return self
+
+    def freeze_stages(self, count: int) -> None:
+        """Freeze the stem and the first `count` of the encoder's four stages."""
+        self.frozen_stages = count
+        for module in self.encoder.first_stages(count) if count else ():
+            module.requires_grad_(False)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The encoder's four maps, without a graph when it is frozen."""

@@ -138,7 +138,8 @@ def make_optimizer(model: SegmentationModel, experiment: Experiment) -> torch.op
     groups = [(model.decoder_parameters(), experiment.lr, experiment.weight_decay)]
     if experiment.train_encoder:
         decay = experiment.encoder_weight_decay
-        groups.append((model.encoder.parameters(), experiment.encoder_lr, decay))
+        trained = [p for p in model.encoder.parameters() if p.requires_grad]
+        groups.append((trained, experiment.encoder_lr, decay))
     keys = ("params", "initial_lr", "weight_decay")
     groups = [dict(zip(keys, (list(p), lr, decay), strict=True), lr=lr) for p, lr, decay in groups]
     # Fused: one pass over the weights, and a gradient scaler that does not wait for the device.
