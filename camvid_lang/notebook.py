@@ -57,7 +57,7 @@ from camvid_lang.segmenter import (
     one_class_note,
     read_rgb,
 )
-from camvid_lang.training.mirror import Mirror
+from camvid_lang.training.mirror import CHECKPOINTS, Mirror
 from camvid_lang.vocabulary import WORDINGS, measure
 
 __all__ = ["Session", "ask", "other_words", "panel", "similar", "start"]
@@ -119,8 +119,8 @@ def start(
     places = [root / f"{data}-{profile}" for root in (work / "runs", mirror) if root]
     if demo and data in DATA_SETS and not any(any(p.glob("*/results.json")) for p in places):
         print(
-            f"no run is finished in {places[0]}: shown are runs of `make demo` on drawn scenes, "
-            "with a tiny CLIP, which the package carries; run notebook 3 for real ones"
+            f"no run is finished in {places[0]}: shown are runs of `camvid-lang demo` on drawn "
+            "scenes, with a tiny CLIP, which the package carries; run notebook 3 for real ones"
         )
         return Session("cpu", _prepare_data("scenes", "cpu", work), CARRIED)
     folder = _prepare_data(data, profile, work)
@@ -220,8 +220,13 @@ class Session:
         return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
 
     def best(self) -> str:
-        """The finished run with language of the highest mIoU; without one, any run's."""
-        results = self.finished()
+        """The finished run with language of the highest mIoU; without one, any run's.
+
+        Of the runs that the package carries only one has its weights, which is then the best.
+        """
+        files, results = self._files(), self.finished()
+        kept = {name for name in results if any((files[name].parent / CHECKPOINTS).glob("*.pt"))}
+        results = {name: results[name] for name in kept or results}
         return best_language(results) or max(results, key=lambda name: results[name]["miou"] or 0)
 
     def folder(self, name: str) -> Path:
