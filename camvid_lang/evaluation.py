@@ -175,7 +175,8 @@ def evaluate(
     function = predict if plain else partial(predict_averaged, scales=scales, flip=flip)
     pairs = _predictions(model, frames, batch_size, function)
     bar = tqdm(pairs, desc=desc, total=batches, unit="batch", disable=rank() > 0)
-    return _with_confusion(confusion_matrix(bar).to(next(model.parameters()).device))
+    device = next(model.parameters(), frames.images).device
+    return _with_confusion(confusion_matrix(bar).to(device))
 
 
 def _with_confusion(confusion: Tensor) -> dict:

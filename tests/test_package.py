@@ -18,7 +18,8 @@ PACKAGE = Path(camvid_lang.__file__).parent
 # Each part may import from those before it and from itself.
 ORDER = (
     ("errors", "assets"),
-    ("device", "data"),
+    ("device",),
+    ("data",),
     ("models",),
     ("scenes",),
     ("experiments", "evaluation", "results"),
