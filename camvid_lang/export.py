@@ -56,7 +56,8 @@ def export_onnx(
         text = torch.from_numpy(segmenter.embed(classes))
         if classes is not None:
             prompts = parse_classes(classes)
-            names, words = list(prompts), [*prompts.values()] != [*model.prompts.values()]
+            own = [*prompts.values()] == [*model.prompts.values()] and not model.unseen
+            names, words = list(prompts), not own
         words = words and len(model.anchors) > 0
         scores = "cosines in [-1, 1]"
         if words:

@@ -113,8 +113,8 @@ class Options:
             model's scores of one tile.
         compare: `anchored` (words stand for classes of training: "house" for "building"), `cosine`
             (the thesis's way), or `clip` (words for things that were not trained; a frozen CLIP
-            only), see `Match.scores`. The run's own classes, and words by a model that was not
-            trained, are always compared by cosine.
+            only), see `Match.scores`. The run's own classes (unless some were held out), and
+            words by a model that was not trained, are always compared by cosine.
         templates: each prompt is embedded in several texts, see `models.text.fill_templates`.
         best_prompt: a class fits a pixel as well as the best of its prompts does; otherwise the
             embeddings of its prompts are averaged.
@@ -336,6 +336,7 @@ class Segmenter:
         if prompts is None:
             return _Asked(self.classes, None, [])
         names, plain = list(prompts), not (how.templates or how.best_prompt or how.none_below)
+        plain = plain and not self.model.unseen  # otherwise not all of its own words were trained
         if plain and self.model.prompts and [*prompts.values()] == [*self.model.prompts.values()]:
             return _Asked(names, None, [])
         if len(names) + bool(how.none_below) > 255:

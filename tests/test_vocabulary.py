@@ -1,5 +1,6 @@
 """Other words than a run was trained with: comparison, scores, held-out classes, templates."""
 
+import itertools
 import json
 import shutil
 
@@ -16,7 +17,7 @@ from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import held_out_scores
 from camvid_lang.experiments import configure
-from camvid_lang.models.segmentation import Bilinear, LanguageModel
+from camvid_lang.models.segmentation import COMPARE, Bilinear, LanguageModel
 from camvid_lang.models.text import TEMPLATES, fill_templates
 from camvid_lang.results import read_results
 from camvid_lang.run import run
@@ -202,6 +203,10 @@ def test_a_held_out_class_has_no_part_in_training(tiny_dataset, tmp_path):
     scores, iou = found["held_out_scores"]["cosine"], found["wordings"]["own"]["cosine"]["iou"]
     assert scores == held_out_scores(iou, ["car", "tree"])
     assert found["held_out_scores"]["clip"] != scores
+    image = next((tiny_dataset / "test").iterdir())
+    held = load(tmp_path / "car", device="cpu")
+    ways = [held.probabilities(image, CLASSES, compare=way) for way in COMPARE]
+    assert all((one != other).any() for one, other in itertools.combinations(ways, 2))
     run(experiment, tiny_dataset, tmp_path / "car", device="cpu", fresh=True)
     assert not file.exists()  # it was of other weights
 
