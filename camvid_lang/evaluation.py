@@ -176,11 +176,10 @@ def evaluate(
     pairs = _predictions(model, frames, batch_size, function)
     bar = tqdm(pairs, desc=desc, total=batches, unit="batch", disable=rank() > 0)
     device = next(model.parameters(), frames.images).device
-    return _with_confusion(confusion_matrix(bar).to(device))
+    return _with_confusion(total(confusion_matrix(bar).to(device)))
 
 
 def _with_confusion(confusion: Tensor) -> dict:
-    confusion = total(confusion)
     return {**scores(confusion), "confusion": confusion.tolist()}
 
 

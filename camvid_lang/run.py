@@ -148,7 +148,7 @@ def assemble(
         )
     else:
         model = segmentation.Bilinear(encoder, text, False, temperature)
-    if trained:
+    if experiment.train_stages < 4:
         model.freeze_stages(4 - experiment.train_stages)
     model.prompts, model.input_scale = prompts, experiment.input_scale
     model.unseen = [CLASSES.index(name) for name in experiment.held_out_classes]

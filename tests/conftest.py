@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=10, help="how often training is killed")
+    parser.addoption("--kills", type=int, default=20, help="how often training is killed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -113,7 +113,7 @@ class SegmentationModel(nn.Module):
     def freeze_stages(self, count: int) -> None:
         """Freeze the stem and the first `count` of the encoder's four stages."""
         self.frozen_stages = count
-        for module in self.encoder.first_stages(count) if count else ():
+        for module in self.encoder.first_stages(count):
             module.requires_grad_(False)
 
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -217,8 +217,8 @@ class LanguageModel(SegmentationModel):
     @property
     def has_clip_map(self) -> bool:
         """Whether the encoder is CLIP's own, frozen, beside parts that were trained."""
-        embeds = getattr(self.encoder, "embeds_in_text_space", False)
-        return embeds and not self.train_encoder and len(self.anchors) > 0
+        frozen_clip = self.encoder.embeds_in_text_space and not self.train_encoder
+        return frozen_clip and len(self.anchors) > 0
 
     def agreement(self, cosines: Tensor, text: Tensor) -> Tensor:
         """That of `match`, from the cosines of pixels with `anchors` and then with `text`."""
