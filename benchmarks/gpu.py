@@ -28,7 +28,7 @@ from torch.utils.benchmark import Timer
 
 from camvid_lang.data.augment import batches
 from camvid_lang.data.camvid import Frames, load_camvid
-from camvid_lang.data.classes import CLASSES
+from camvid_lang.data.classes import CLASSES, WORDINGS, Wording
 from camvid_lang.device import mixed_precision, to_device
 from camvid_lang.evaluation import evaluate
 from camvid_lang.experiments import Experiment, configure
@@ -38,7 +38,6 @@ from camvid_lang.results import versions
 from camvid_lang.run import build_model
 from camvid_lang.segmenter import Segmenter
 from camvid_lang.training.loop import Trainer, train
-from camvid_lang.vocabulary import WORDINGS, Wording, vocabulary_shift
 
 RESNET, BANK = "resnet18_imagenet1k_v1.safetensors", "clip_vit_b16_text.npz"
 RECIPES = ("swiftnet", "full-names", "swiftnet-best", "best")
@@ -47,7 +46,7 @@ CHANGES = {"full-names": {"encoder": "resnet18", "batch_size": 12, **NARROW}}
 RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names", "swiftnet-best", "best"]
 AVERAGED = {"scales": (0.75, 1.0, 1.25), "flip": True}
 EVALUATE_BATCH, GIB = 4, 1024**3
-# Asked of the trained models, with lists of `vocabulary.WORDINGS`.
+# Asked of the trained models, with lists of `classes.WORDINGS`.
 _CITYSCAPES = (
     "sky, building, pole, road, sidewalk, vegetation, traffic sign, fence, car, person, rider"
 )
@@ -269,7 +268,8 @@ def train_and_score(piece: Piece) -> None:
         model.load_trained_state(kept.weights[best])
         segmenter = Segmenter(model.eval(), experiment, TextBank(experiment.text_bank))
         lists = {key: WORDINGS[key] for key in ("near", "far", "unrelated")}
-        other_words = vocabulary_shift(segmenter, test, {"cityscapes": CITYSCAPES, **lists})
+        wordings = {"cityscapes": CITYSCAPES, **lists}
+        other_words = segmenter.vocabulary_shift(test, wordings)["wordings"]
         piece.report(other_words=other_words)
         for key, row in other_words.items():
             found = ", ".join(f"{way} {row[way]['miou']:.2f}" for way in COMPARE if way in row)

@@ -18,7 +18,6 @@ from camvid_lang.data.classes import CLASSES
 from camvid_lang.demo import demo_settings
 from camvid_lang.evaluation import held_out_scores
 from camvid_lang.results import versions
-from camvid_lang.vocabulary import measure
 
 
 def main(scenes: str, out: str, *classes: str) -> None:
@@ -32,7 +31,7 @@ def main(scenes: str, out: str, *classes: str) -> None:
                 continue
             settings = {**demo_settings("held-out"), "held_out": name}
             cl.run(cl.experiment("held-out", "cpu", **settings), scenes, f"{folder}/{name}")
-            scores = measure(cl.load(f"{folder}/{name}", device="cpu"), test, {})
+            scores = cl.load(f"{folder}/{name}", device="cpu").vocabulary_shift(test, {})
             found[name] = {
                 **scores["held_out_scores"],
                 "bilinear": held_out_scores(bar["iou"], [name]),

@@ -275,17 +275,21 @@ def vocabulary(args: argparse.Namespace) -> None:
     `report` shows it.
     """
     from camvid_lang.data.camvid import load_camvid
+    from camvid_lang.data.classes import WORDINGS, Wording
+    from camvid_lang.models.text import parse_classes
     from camvid_lang.results import VOCABULARY, read_results, read_vocabulary, write_results
     from camvid_lang.segmenter import load
-    from camvid_lang.vocabulary import WORDINGS, measure, read_wording
 
-    wordings = {Path(path).stem: read_wording(path) for path in args.wording}
+    wordings = {
+        path.stem: Wording(f"from {path.name}", parse_classes(path))
+        for path in map(Path, args.wording)
+    }
     if len(wordings) < len(args.wording):
         raise InputError("--wording: two files share a name; rename one")
     places = {"text_bank": args.text_bank, "weights": args.weights}
     segmenter = load(args.run, args.checkpoint, args.device, **places)
     frames = load_camvid(args.data, args.split, args.limit)
-    found = measure(segmenter, frames, wordings or WORDINGS)
+    found = segmenter.vocabulary_shift(frames, wordings or WORDINGS)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -476,11 +480,10 @@ def export(args: argparse.Namespace) -> None:
     cosines with the K classes, or SwiftNet's logits. With --text-input it takes `text`, (K, C)
     float32, too. Its metadata name the classes and describe the inputs. Needs camvid-lang[onnx].
     """
-    from camvid_lang.export import export_onnx
     from camvid_lang.segmenter import load
 
     segmenter = load(args.run, args.checkpoint, "cpu", args.text_bank, args.weights)
-    about = export_onnx(segmenter, args.out, args.classes, args.text_input)
+    about = segmenter.export(args.out, args.classes, args.text_input)
     print(*(f"{key}: {value}" for key, value in about.items()), args.out, sep="\n")
 
 

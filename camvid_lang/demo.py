@@ -6,13 +6,19 @@ on a machine where none was run.
 
 import contextlib
 import io
+import multiprocessing
 import os
-import subprocess
+import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from camvid_lang.data.camvid import Frames, load_camvid
@@ -31,6 +37,7 @@ from camvid_lang.results import (
 )
 from camvid_lang.run import run
 from camvid_lang.scenes.dataset import write_scenes
+from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints, epoch_of
 from camvid_lang.training.mirror import CHECKPOINTS
 
@@ -65,9 +72,8 @@ def run_demo(
 ) -> dict[str, dict]:
     """Draw the scenes, run every row of the thesis on them, ask in other words, write report.html.
 
-    Each row is a `camvid-lang run` of its own, with its output in OUT/NAME.log. On a CPU two rows
-    run side by side with one thread each: two threads are far from twice as fast as one in layers
-    as small as these.
+    What a row prints is in OUT/NAME.log. On a CPU two rows run side by side with one thread each:
+    two threads are far from twice as fast as one in layers as small as these.
 
     Args:
         out: folder of the run folders; runs that are finished there are read, not run again.
@@ -88,28 +94,27 @@ def run_demo(
     ]
     pick_device(device)  # raises before anything is drawn
     write_scenes(out / "scenes", counts=COUNTS, seed=seed)
-    data = ["--data", str(out / "scenes")]
+    data = out / "scenes"
     new = [e for e in experiments if fresh or not (out / e.name / "results.json").exists()]
     # The longest first.
     new.sort(key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs), reverse=True)
-    options = [*data, *["--fresh"] * fresh]
-    commands = {e.name: [*_run_command(e), "--out", str(out / e.name), *options] for e in new}
-    _run_side_by_side(commands, sum(e.epochs for e in new), out, device, "demo")
+    jobs = {e.name: (_train, e, data, out / e.name, device, fresh) for e in new}
+    _run_side_by_side(jobs, sum(e.epochs for e in new), out, device, "demo")
     results: dict[str, dict] = {}
     for experiment in experiments:
         with contextlib.redirect_stdout(io.StringIO() if experiment in new else sys.stdout):
             folder = out / experiment.name
-            results[experiment.name] = run(experiment, out / "scenes", folder, device=device)
-    test = load_camvid(out / "scenes", "test")
+            results[experiment.name] = run(experiment, data, folder, device=device)
+    test = load_camvid(data, "test")
     results[CHANCE] = {
         **{"experiment": CHANCE, "miou_train": None, "confusion": [], "history": [], "seconds": 0},
         **{"settings": {}, "prompts": None, "encoder": NONE, "device": "cpu", "command": COMMAND},
         **{"data": results["bilinear-names"]["data"], "versions": versions()},
         **chance_scores(test, seed),
     }
-    asked = [e for e in experiments if e.name in ASKED and not _is_asked(out / e.name, test)]
-    commands = {e.name: ["vocabulary", str(out / e.name), *data] for e in asked}
-    _run_side_by_side(commands, 0, out, device, "other words")
+    asked = [out / e.name for e in experiments if e.name in ASKED]
+    jobs = {p.name: (_ask, p, data, device) for p in asked if not _is_asked(p, test)}
+    _run_side_by_side(jobs, 0, out, device, "other words")
     (out / CHANCE).mkdir(exist_ok=True)
     write_results(out / CHANCE / "results.json", results[CHANCE])
     page = report_runs([out], out / "report.html")
@@ -120,12 +125,20 @@ def run_demo(
     return results
 
 
-def _run_command(experiment: Experiment) -> list[str]:
-    """The command that runs an experiment of the profile `cpu`, without data and folder."""
+def _train(experiment: Experiment, data: Path, out: Path, device: str, fresh: bool) -> None:
+    """As the command that is kept in the results."""
     profile = configure(experiment.name, experiment.profile).settings()
     changed = {k: v for k, v in experiment.settings().items() if v != profile[k]}
     settings = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
-    return ["run", experiment.name, "--profile", experiment.profile, *settings]
+    settings = ["--profile", experiment.profile, *settings, "--out", str(out), "--data", str(data)]
+    command = shlex.join(["python", "-m", "camvid_lang", "run", experiment.name, *settings])
+    run(experiment, data, out, device=device, fresh=fresh, command=command)
+    report_runs([out])
+
+
+def _ask(folder: Path, data: Path, device: str) -> None:
+    found = load(folder, device=device).vocabulary_shift(load_camvid(data, "test"))
+    write_results(folder / VOCABULARY, found)
 
 
 def _is_asked(folder: Path, test: Frames) -> bool:
@@ -135,48 +148,76 @@ def _is_asked(folder: Path, test: Frames) -> bool:
 
 
 def _run_side_by_side(
-    commands: Mapping[str, Sequence[str]], epochs: int, out: Path, device: str, title: str
+    jobs: Mapping[str, tuple], epochs: int, out: Path, device: str, title: str
 ) -> None:
-    """Run {name: command} in this order, two at a time on a CPU, with one bar for all.
+    """Call {name: (function, *arguments)} in this order, two at a time on a CPU, with one bar.
+
+    The processes that do so are kept from job to job, as torch takes seconds to load.
 
     Args:
-        epochs: of all of them; 0 counts the commands.
-        out: of the folders NAME of runs, and NAME.log of what a command prints.
+        epochs: of all jobs; 0 counts the jobs.
+        out: of the folders NAME of runs, and NAME.log of what a job prints.
+
+    Raises:
+        InputError: a job failed.
     """
+    if not jobs:
+        return
     on_cpu = pick_device(device).type == "cpu"
-    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if on_cpu else {})}
-    waiting, running = list(commands), {}
-
-    def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "camvid_lang", *commands[name], "--device", device]
-        with open(out / f"{name}.log", "wb") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-    def check(name: str, code: int) -> None:
-        if code:
-            log = out / f"{name}.log"
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            raise InputError(f"{name} failed, see {log}: {(lines or [f'exit code {code}'])[-1]}")
-        bar.write(f"{title}: {name} finished")
-
-    units = {"total": epochs or len(commands), "unit": "epoch" if epochs else "run"}
-    with tqdm(desc=title, **units, disable=not commands) as bar:
+    context = multiprocessing.get_context("spawn")
+    units = {"total": epochs or len(jobs), "unit": "epoch" if epochs else "run"}
+    with (
+        tqdm(desc=title, **units) as bar,
+        ProcessPoolExecutor(1 + on_cpu, context, _start_worker, (on_cpu,)) as pool,
+    ):
+        waiting, running, done = list(jobs), {}, 0
         try:
             while waiting or running:
                 for name in waiting[: 1 + on_cpu - len(running)]:
                     waiting.remove(name)
-                    running[name] = start(name)
-                time.sleep(0.5)
-                for name in [name for name in running if running[name].poll() is not None]:
-                    check(name, running.pop(name).returncode)
-                done = len(commands) - len(waiting) - len(running)
-                epochs_done = sum(_epochs_done(out / name) for name in commands)
+                    running[pool.submit(_logged, out / f"{name}.log", *jobs[name])] = name
+                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    name, error = running.pop(future), future.exception()
+                    if error:
+                        log = out / f"{name}.log"
+                        raise InputError(f"{name} failed, see {log}: {error}") from error
+                    bar.write(f"{title}: {name} finished")
+                    done += 1
+                epochs_done = sum(_epochs_done(out / name) for name in jobs)
                 bar.update((epochs_done if epochs else done) - bar.n)
-        finally:  # after an interruption too: a run that is stopped resumes from its last epoch
-            for process in running.values():
+        except BaseException:  # an interruption too: a run that is stopped resumes
+            for process in multiprocessing.active_children():
                 process.terminate()
-            for process in running.values():
-                process.wait()
+            raise
+
+
+def _start_worker(on_cpu: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops this one by SIGTERM
+    if on_cpu:
+        torch.set_num_threads(1)
+
+    def follow() -> None:  # not to be left behind
+        multiprocessing.parent_process().join()
+        while True:  # the first signal may end a training only
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _logged(log: Path, function: Callable, *arguments: object) -> None:
+    """Call a function in a worker; what it prints, and what it raises, is in the file `log`."""
+    with (
+        open(log, "w", encoding="utf-8", errors="backslashreplace", buffering=1) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+        contextlib.suppress(KeyboardInterrupt),  # by the first process, which knows
+    ):
+        try:
+            function(*arguments)
+        except Exception:
+            traceback.print_exc()
+            raise
 
 
 def _epochs_done(folder: Path) -> int:

@@ -22,11 +22,11 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames, image_files, raise_problems
-from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
+from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID, WORDINGS, Wording
 from camvid_lang.data.labels import PLAIN, LabelIds, parse_label
 from camvid_lang.device import autocast, rank, total, world_size
 from camvid_lang.errors import InputError
-from camvid_lang.models.segmentation import SegmentationModel, best_class
+from camvid_lang.models.segmentation import COMPARE, LanguageModel, SegmentationModel, best_class
 
 __all__ = [
     "ABSENT_CLASS_RULE",
@@ -39,6 +39,7 @@ __all__ = [
     "predict_averaged",
     "score",
     "scores",
+    "vocabulary_shift",
 ]
 
 ABSENT_CLASS_RULE = (
@@ -208,6 +209,89 @@ def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> 
     ranked = sorted((i for i, s in enumerate(shares) if s <= 1), key=shares.__getitem__)
     best = ranked[::-1][:count]
     return [*best, *[i for i in ranked[:count] if i not in best][::-1]]
+
+
+def vocabulary_shift(
+    model: LanguageModel,
+    embed: Callable[[list[str]], np.ndarray],
+    frames: Frames,
+    wordings: Mapping[str, Wording] = WORDINGS,
+) -> dict[str, dict]:
+    """Ask a model for the classes in other words, and score it with the frames' labels.
+
+    Args:
+        embed: maps n words to their text embeddings (n, C), as `Segmenter.embed` does.
+
+    Returns:
+        {wording: {"reason": ..., "words": ..., "trained": mIoU, "anchored": {"miou": ..., "iou":
+        {class: ...}}, "cosine": {...}}} in percent: with the words of training compared by cosine,
+        and with the wording compared in each way (see `Match.scores`; "clip" where possible). Where
+        a wording takes classes as one, all are over the classes so taken. "own": that of training.
+        A wording of the package that the text encoder lacks is left out, with a warning.
+
+    Raises:
+        InputError: another wording that cannot be embedded.
+    """
+    if "own" in wordings:
+        raise InputError("wording 'own' is that of training: give the other another name")
+    own = {name: [" | ".join(prompts)] for name, prompts in model.prompts.items()}
+    own = Wording("the words of training", own)
+    asked, rows = {"own": own, **wordings}, {"own": model.text}
+    for name, wording in wordings.items():
+        try:
+            phrases = [phrase for words in wording.words.values() for phrase in words]
+            unique = list(dict.fromkeys(phrases))  # one phrase may stand for two classes
+            vectors = embed(unique)[[unique.index(phrase) for phrase in phrases]]
+            rows[name] = torch.from_numpy(vectors).to(model.text.device)
+        except InputError as error:
+            if wording is not WORDINGS.get(name):
+                raise InputError(f"wording {name!r}: {error}") from error
+            warnings.warn(f"wording {name!r} is left out: {error}", stacklevel=2)
+    # The class of each phrase: the first of those that its key names.
+    first = {
+        name: torch.tensor(
+            [
+                ids[0]
+                for ids, words in zip(asked[name].groups, asked[name].words.values(), strict=True)
+                for _ in words
+            ],
+            device=model.text.device,
+        )
+        for name in rows
+    }
+    ways = COMPARE if model.has_clip_map else COMPARE[:2]
+    confusion = {(name, way): confusion_matrix([]) for name in rows for way in ways}
+    text, sizes = torch.cat(list(rows.values())), list(map(len, rows.values()))
+    for image, label in zip(tqdm(frames.images, unit="frame"), frames.labels, strict=True):
+        with torch.inference_mode(), autocast(text.device):
+            match = model.match(image[None].to(text.device), text, "clip" in ways)
+            for name, part in zip(rows, match.split(sizes), strict=True):
+                for way in ways:
+                    best = best_class(part.scores(model.temperature, way))
+                    ids = first[name][best[0].long()]
+                    confusion[name, way] += confusion_matrix([(ids.cpu(), label.cpu())])
+    found = {name: {"reason": asked[name].reason, "words": asked[name].words} for name in rows}
+    for name in rows:
+        groups = asked[name].groups
+        found[name]["trained"] = _grouped_scores(confusion["own", "cosine"], groups)["miou"]
+        found[name] |= {way: _grouped_scores(confusion[name, way], groups) for way in ways}
+    return found
+
+
+def _grouped_scores(confusion: Tensor, groups: Sequence[Sequence[int]]) -> dict:
+    """mIoU and IoU over groups of classes, of which the first id of each stands for all."""
+    merged = confusion.clone()
+    for first, *others in groups:
+        for other in others:
+            for matrix in (merged, merged.T):
+                matrix[first] += matrix[other]
+                matrix[other] = 0
+    found = scores(merged)
+    kept = {CLASSES[ids[0]]: "+".join(CLASSES[i] for i in ids) for ids in groups}
+    return {
+        "miou": found["miou"],
+        "iou": {title: found["iou"][name] for name, title in kept.items()},
+    }
 
 
 def chance_scores(frames: Frames, seed: int = 0) -> dict:

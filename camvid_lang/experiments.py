@@ -84,6 +84,7 @@ class Experiment:
     colour_jitter: float = _setting(0.0, "of brightness, contrast and saturation, at most", 0, 1)
     ema: float = _setting(0.0, "decay of the averaged weights, used if not 0", 0, 0.999999)
     warmup_epochs: int = _setting(0, "epochs in which learning rates rise linearly", 0, 1e6)
+    boundary_weight: float = _setting(1.0, "of pixels at class boundaries in the loss", 1, 100)
 
     def settings(self) -> dict:
         """The fields as a flat dictionary that JSON can hold."""
@@ -138,7 +139,7 @@ class Experiment:
 SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry.metadata}
 
 # Settings that checkpoints of earlier versions lack; these values change nothing.
-ADDED = {"held_out": "", "train_stages": 4}
+ADDED = {"held_out": "", "train_stages": 4, "boundary_weight": 1.0}
 
 _FROZEN = {"model": "clip-upsampler", "score_train": True}
 _FULL = {**_FROZEN, "train_encoder": True, "epochs": 400}

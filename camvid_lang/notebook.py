@@ -58,7 +58,6 @@ from camvid_lang.segmenter import (
     read_rgb,
 )
 from camvid_lang.training.mirror import CHECKPOINTS, Mirror
-from camvid_lang.vocabulary import WORDINGS, measure
 
 __all__ = ["Session", "ask", "other_words", "panel", "similar", "start"]
 
@@ -551,8 +550,8 @@ def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:
 
 
 def other_words(segmenter: Segmenter, frames: Frames) -> Markdown:
-    """A table of mIoU with other words for the classes, see `vocabulary.WORDINGS`."""
-    found = measure(segmenter, frames, WORDINGS)
+    """A table of mIoU with other words for the classes, see `classes.WORDINGS`."""
+    found = segmenter.vocabulary_shift(frames)
     return Markdown(
         "\n".join(map(to_markdown, word_tables({segmenter.experiment.name: found}, {})))
     )

@@ -1,6 +1,7 @@
 """Any words on any image, by a finished run: inference of the API, command line and notebook."""
 
 import colorsys
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from camvid_lang.data.classes import CLASSES, PALETTE
+from camvid_lang.data.camvid import Frames
+from camvid_lang.data.classes import CLASSES, PALETTE, WORDINGS, Wording
 from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
+from camvid_lang.evaluation import held_out_scores, vocabulary_shift
 from camvid_lang.experiments import Experiment
+from camvid_lang.models import RESNET18, TINY
 from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class
 from camvid_lang.models.text import (
     TextEncoder,
@@ -28,6 +32,7 @@ from camvid_lang.models.text import (
     fill_templates,
     parse_classes,
 )
+from camvid_lang.results import atomic_write
 from camvid_lang.run import load_run
 
 __all__ = ["Options", "Segmentation", "Segmenter", "class_colours", "load", "read_rgb"]
@@ -315,6 +320,84 @@ class Segmenter:
         self.need_language()
         text = self._ask(classes, Options()).text
         return (self.model.text if text is None else text).cpu().numpy().copy()
+
+    def vocabulary_shift(
+        self, frames: Frames, wordings: Mapping[str, Wording] = WORDINGS
+    ) -> dict[str, object]:
+        """Scores with other words for the classes than those of training: vocabulary.json.
+
+        Returns:
+            wordings: see `evaluation.vocabulary_shift`.
+            held_out: names of the classes that were void in training.
+            held_out_scores: {way of comparison: `evaluation.held_out_scores`}, if there are any.
+            experiment, test_frames, digest: what was measured.
+
+        Raises:
+            InputError: SwiftNet; a wording that cannot be embedded.
+        """
+        self.need_language()
+        found = vocabulary_shift(self.model, self.embed, frames, wordings)
+        held_out, own = self.experiment.held_out_classes, found["own"]
+        ways = [way for way in COMPARE if held_out and way in own]
+        return {
+            "experiment": self.experiment.name,
+            "test_frames": len(frames),
+            "digest": frames.digest,
+            "wordings": found,
+            "held_out": held_out,
+            "held_out_scores": {way: held_out_scores(own[way]["iou"], held_out) for way in ways},
+        }
+
+    def export(
+        self, path: str | Path, classes: Classes | None = None, text_input: bool = False
+    ) -> dict[str, str]:
+        """Write the model as an ONNX file; returns the metadata in it, which describe its inputs.
+
+        The graph maps `image`, (N, 3, H, W) uint8, to `scores`, (N, K, H, W) float32: cosines by
+        `cosine_logits_float32`, other words compared as in `segment` (the scores of `Match` times
+        the temperature), or SwiftNet's logits. N, H, W are dynamic, sides at least 32.
+
+        Args:
+            classes: their text embeddings become a constant of the graph.
+            text_input: text vectors are a second input of the graph: `text`, (K, C) float32, K
+                dynamic, rows of any length but zero in the space of the run's text embeddings.
+
+        Raises:
+            InputError: a model on a GPU; onnx or onnxscript is missing; classes or `text_input` for
+                SwiftNet; both; classes as for `segment`; weights over the 2 GB of an ONNX file.
+        """
+        if self._device.type != "cpu":
+            raise InputError("load the run with device='cpu' to export it")
+        if classes is not None and text_input:
+            raise InputError("with text as an input, classes are chosen later: leave out one")
+        language = classes is not None or text_input or self._text_encoder is not None
+        asked = self._ask(classes, Options())
+        text = torch.from_numpy(self.embed(classes)) if language else None
+        words = (text_input or asked.text is not None) and len(self.model.anchors) > 0
+        scores = "cosines in [-1, 1]" if language else "logits"
+        if words:
+            scores = "comparisons with the words, through the classes of training"
+        about = {
+            "experiment": self.experiment.name,
+            "image": f"(N, 3, H, W) uint8, RGB; H and W are at least {MIN_SIDE}",
+            "temperature": str(self.temperature),
+            "scores": f"(N, K, H, W) float32 {scores}; the largest of K is the class of the pixel, "
+            "and the softmax of scores / temperature its probability",
+        }
+        if text_input:
+            name, bank = self.experiment.encoder, self.experiment.text_bank
+            source = f"tower {TINY if name == RESNET18 else name}"
+            source = f"bank {Path(bank).name}" if bank else source
+            about["text"] = (
+                f"(K, {text.shape[1]}) float32, a vector per class, by the text {source}"
+            )
+        else:
+            about["classes"] = json.dumps(asked.names, ensure_ascii=False)
+        from camvid_lang.models.export import onnx_graph
+
+        with atomic_write(path) as file:
+            file.write(onnx_graph(self.model, text, words, text_input, about))
+        return about
 
     def need_language(self) -> None:
         """Raise InputError for SwiftNet."""

@@ -12,7 +12,6 @@ import camvid_lang
 from camvid_lang.cli import main
 from camvid_lang.data.classes import CLASSES
 from camvid_lang.experiments import configure
-from camvid_lang.export import export_onnx
 from camvid_lang.models.cosine import cosine_logits, cosine_logits_float32
 from camvid_lang.run import build_model
 from camvid_lang.segmenter import Segmenter
@@ -68,7 +67,7 @@ def test_text_vectors_are_an_input(tmp_path, capsys):
 )
 def test_own_classes_are_part_of_the_file(name, classes, scores, tmp_path):
     segmenter = untrained(name)
-    export_onnx(segmenter, tmp_path / "x.onnx", classes)
+    segmenter.export(tmp_path / "x.onnx", classes)
     about = assert_equal(tmp_path / "x.onnx", segmenter.model)
     assert json.loads(about["classes"]) == list(CLASSES)
     assert scores in about["scores"]
@@ -79,7 +78,7 @@ def test_words_are_part_of_the_file(tmp_path):
     path, words = str(tmp_path / "x.onnx"), "road, car|lorry, sky, house"
     # The upsampler has not the text's width: a projection.
     segmenter = untrained("full-names", input_scale=2.0, width=48)
-    export_onnx(segmenter, path, words)
+    segmenter.export(path, words)
     session = onnxruntime.InferenceSession(path)
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["road", "car", "sky", "house"]

@@ -27,7 +27,6 @@ ORDER = (
     ("training",),
     ("run",),
     ("segmenter",),
-    ("vocabulary", "export"),
     ("demo",),
     ("cli", "notebook"),
     ("__init__", "__main__"),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from camvid_lang.cli import main
 from camvid_lang.data.camvid import load_camvid
-from camvid_lang.data.classes import CLASSES, VOID
+from camvid_lang.data.classes import CLASSES, VOID, WORDINGS, Wording
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import held_out_scores
 from camvid_lang.experiments import configure
@@ -23,7 +23,6 @@ from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints
-from camvid_lang.vocabulary import WORDINGS, Wording, vocabulary_shift
 
 
 class Maps(torch.nn.Module):
@@ -102,7 +101,7 @@ def test_words_that_were_not_trained_are_left_to_clip(seed, asked):
 @pytest.fixture(scope="module")
 def shift(finished):
     segmenter = load(finished / "frozen-names", device="cpu")
-    return vocabulary_shift(segmenter, load_camvid(finished / "data", "test"))
+    return segmenter.vocabulary_shift(load_camvid(finished / "data", "test"))["wordings"]
 
 
 def test_own_words_score_as_in_the_results_and_order_does_not_matter(shift, finished):
@@ -134,7 +133,7 @@ def test_classes_taken_as_one_are_scored_as_one(shift, finished):
 
 def test_the_demo_keeps_its_synonyms_and_loses_unrelated_words():
     frames = load_scenes(6)
-    found = vocabulary_shift(load("demo"), frames)
+    found = load("demo").vocabulary_shift(frames)["wordings"]
     for name in ("names", "synonyms", "near", "finer"):
         assert found[name]["anchored"]["miou"] > 0.9 * found[name]["trained"], name
     assert found["unrelated"]["anchored"]["miou"] < 12

@@ -1,8 +1,13 @@
-"""The classes of CamVid: names, descriptions, colours, and the grouping of the original 32.
+"""The classes of CamVid: names, descriptions, other words, colours, the original 32.
 
 The 11 classes have ids 0 to 10 in the order of `CLASSES`; id 11 is void: pixels without a label,
 which count in neither the loss nor any score.
 """
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from camvid_lang.errors import InputError
 
 __all__ = [
     "ALIASES",
@@ -13,6 +18,8 @@ __all__ = [
     "ORIGINAL_COLOURS",
     "PALETTE",
     "VOID",
+    "WORDINGS",
+    "Wording",
 ]
 
 CLASSES = (
@@ -96,6 +103,86 @@ ALIASES = {
     "pedestrian": ("person", "pedestrian"),
     "bicyclist": ("rider", "cyclist"),
 }
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Other words for CamVid's classes.
+
+    Attributes:
+        reason: why these words.
+        words: {"tree": ["bush", "hedge"], "road+pavement": ["ground"], ...}: a class, or several
+            that are taken as one, and its phrases. A pixel goes to the class with the phrase that
+            fits best. Together the keys are the 11 classes, each once.
+
+    Raises:
+        InputError: other keys.
+    """
+
+    reason: str
+    words: Mapping[str, Sequence[str]]
+
+    def __post_init__(self):
+        named = sorted(name for key in self.words for name in key.split("+"))
+        if named != sorted(CLASSES):
+            raise InputError(
+                f"wording: its keys are {', '.join(self.words)}; give each of the classes "
+                f"{', '.join(CLASSES)} once ('road+pavement' takes two as one)"
+            )
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """The ids of the classes that each key stands for."""
+        return [[CLASSES.index(name) for name in key.split("+")] for key in self.words]
+
+
+def _wording(reason: str, words: str, keys: Sequence[str] = CLASSES) -> Wording:
+    phrases = [entry.strip().split(" | ") for entry in words.split(",")]
+    return Wording(reason, dict(zip(keys, phrases, strict=True)))
+
+
+# Near and far words, and unrelated ones, are from COCO-Stuff (Caesar et al., 2018), so that text
+# banks of its classes have them. The tiny CLIP knows those of "synonyms", "coarser" and "finer".
+WORDINGS = {
+    "names": _wording("the class names", ", ".join(CLASSES)),
+    "descriptions": Wording(
+        "two sentences on each class", {name: [text] for name, text in DESCRIPTIONS.items()}
+    ),
+    "reversed": _wording(
+        "the class names in reverse order, which must not matter",
+        ", ".join(reversed(CLASSES)),
+        CLASSES[::-1],
+    ),
+    "synonyms": _wording(
+        "another common word for each class",
+        "cloudy sky, house, lamp post, street, sidewalk, vegetation, traffic sign, railing, "
+        "vehicle, person, cyclist",
+    ),
+    "near": _wording(
+        "words of another data set for the same things",
+        "clouds, house, pole, road, pavement, tree, stop sign, railing, car, person, bicycle",
+    ),
+    "far": _wording(
+        "words for things that are only related",
+        "fog, skyscraper, pole, road, pavement, bush, stop sign, railing, bus, person, bicycle",
+    ),
+    "finer": _wording(
+        "several kinds of a class; the kind that fits best counts for the class",
+        "sky | clouds, house | shop | tower, lamp post | mast | bollard, lane | asphalt, kerb | "
+        "footpath, tree | bush | hedge, traffic sign | traffic light, railing | picket fence, "
+        "car | lorry | bus | van, man on foot | woman walking | child, cyclist | bicycle",
+    ),
+    "coarser": _wording(
+        "one word for several classes, which are then taken as one",
+        "sky, facade | barrier, column, street, vegetation, vehicle, human",
+        ("sky", "building+fence", "pole+sign", "road+pavement", "tree", "car",
+         "pedestrian+bicyclist"),
+    ),
+    "unrelated": _wording(
+        "words for things that no frame shows: what is left is chance",
+        "banana, pizza, elephant, laptop, sheep, cake, giraffe, spoon, teddy bear, toilet, kite",
+    ),
+}  # fmt: skip
 
 # Colours of the original 720x960 release (Brostow et al., 2008), RGB in 0..255.
 ORIGINAL_COLOURS = {
