@@ -176,6 +176,8 @@ def run(args: argparse.Namespace) -> None:
             return
     page = report_runs([args.out])
     _print_scores(results)
+    for name, scored in results.get("also", {}).items():
+        print(f"{name}: mIoU {_percent(scored['miou'])} over {', '.join(scored['iou'])}")
     thesis = THESIS_ROWS.get(experiment.name)
     published = f" (thesis: {thesis['miou']} %)" if thesis and is_camvid(results) else ""
     print(f"{experiment.name}: mIoU {_percent(results['miou'])}{published}; {page}")

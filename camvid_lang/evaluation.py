@@ -52,13 +52,15 @@ IDS_OF = ("both", "predictions", "labels")
 CLASSES_KEY = "camvid-lang classes"  # of the text in a PNG that `segment` writes, one a line
 
 
-def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]], classes: int = NUM_CLASSES) -> Tensor:
     """Counts over (prediction, label) pairs of id maps 0..11: (12, 12) int64, rows are labels.
+
+    With another number K of `classes`, ids are 0..K and the matrix is (K + 1, K + 1).
 
     Void is a column too: a prediction of "void" at a labelled pixel is wrong. `scores` drops the
     row of void labels.
     """
-    size = NUM_CLASSES + 1
+    size = classes + 1
     counts = torch.zeros(size, size, dtype=torch.long)
     for prediction, label in pairs:
         pair = prediction.long(), label.long()
@@ -67,8 +69,10 @@ def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return counts
 
 
-def scores(confusion: Tensor) -> dict:
+def scores(confusion: Tensor, names: Sequence[str] = CLASSES) -> dict:
     """Scores in percent from a (12, 12) confusion matrix, rows labels, columns predictions.
+
+    With other `names` of K classes it is (K + 1, K + 1).
 
     Returns:
         accuracy: share of labelled pixels that are right (thesis, equation 6.1).
@@ -83,17 +87,18 @@ def scores(confusion: Tensor) -> dict:
         >>> right["miou"], right["iou"]["car"]
         (100.0, 100.0)
     """
-    counts = confusion[:VOID].cpu().double()
+    void = len(names)
+    counts = confusion[:void].cpu().double()
     hits = counts.diagonal()
     labelled = counts.sum(dim=1)
-    union = labelled + counts[:, :VOID].sum(dim=0) - hits
+    union = labelled + counts[:, :void].sum(dim=0) - hits
     recall = hits / labelled  # nan for a class without labels
     iou = hits / union
     return {
         "accuracy": _percent(hits.sum() / labelled.sum()),
         "mean_accuracy": _percent(recall.nanmean()),
         "miou": _percent(iou.nanmean()),
-        "iou": {name: _percent(value) for name, value in zip(CLASSES, iou, strict=True)},
+        "iou": {name: _percent(value) for name, value in zip(names, iou, strict=True)},
     }
 
 
@@ -122,14 +127,14 @@ def _percent(share: Tensor) -> float | None:
 
 
 @torch.inference_mode()
-def predict(model: SegmentationModel, images: Tensor) -> Tensor:
+def predict(model: SegmentationModel, images: Tensor, text: Tensor | None = None) -> Tensor:
     """(N, 3, H, W) images -> (N, H, W) uint8 ids of the best class, by a model in `eval` mode.
 
-    Images are moved to the device of the model.
+    Images are moved to the device of the model; `text` (K, C) are other classes than its own.
     """
     device = next(model.parameters(), images).device
     with autocast(device):
-        return model.segment(images.to(device))
+        return model.segment(images.to(device), *([] if text is None else [text]))
 
 
 @torch.inference_mode()
@@ -160,12 +165,21 @@ def evaluate(
     desc: str = "evaluate",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    text: Tensor | None = None,
 ) -> dict:
     """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists).
+
+    Frames with classes of their own need the `text` embeddings (K, C) of these on the model's
+    device, compared by cosine; `InputError` without.
 
     Other `scales` or `flip` use `predict_averaged`, which the thesis does not. Several processes
     (`device.processes`) share the frames; each of them has to call this.
     """
+    if frames.classes and (text is None or scales != (1.0,) or flip):
+        raise InputError(
+            "the frames have other classes than CamVid's: give their text embeddings (text), "
+            "without scales and flip"
+        )
     if world_size() > 1:
         own = slice(rank(), None, world_size())
         frames = replace(
@@ -173,15 +187,17 @@ def evaluate(
         )
     batches = -(-len(frames) // batch_size)
     plain = tuple(scales) == (1,) and not flip
-    function = predict if plain else partial(predict_averaged, scales=scales, flip=flip)
+    function = partial(predict_averaged, scales=scales, flip=flip)
+    function = partial(predict, text=text) if plain else function
     pairs = _predictions(model, frames, batch_size, function)
     bar = tqdm(pairs, desc=desc, total=batches, unit="batch", disable=rank() > 0)
     device = next(model.parameters(), frames.images).device
-    return _with_confusion(total(confusion_matrix(bar).to(device)))
+    confusion = total(confusion_matrix(bar, frames.void).to(device))
+    return _with_confusion(confusion, frames.classes or CLASSES)
 
 
-def _with_confusion(confusion: Tensor) -> dict:
-    return {**scores(confusion), "confusion": confusion.tolist()}
+def _with_confusion(confusion: Tensor, names: Sequence[str] = CLASSES) -> dict:
+    return {**scores(confusion, names), "confusion": confusion.tolist()}
 
 
 def _predictions(
@@ -232,6 +248,8 @@ def vocabulary_shift(
     Raises:
         InputError: another wording that cannot be embedded.
     """
+    if frames.classes:
+        raise InputError("the frames have other classes than CamVid's (dataset.json)")
     if "own" in wordings:
         raise InputError("wording 'own' is that of training: give the other another name")
     own = {name: [" | ".join(prompts)] for name, prompts in model.prompts.items()}

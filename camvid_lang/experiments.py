@@ -70,13 +70,14 @@ class Experiment:
     encoder_lr: float = _setting(1e-4, "learning rate of the encoder, if trained", 0, 1e3)
     encoder_weight_decay: float = _setting(2.5e-5, "weight decay of the encoder", 0, 1e3)
     final_lr_fraction: float = _setting(1 / 400, "learning rate at the end, as a share", 0, 1)
-    train_split: str = _setting("trainval", "trained on", choices=SPLITS)
+    train_split: str = _setting("trainval", "trained on", choices=(*SPLITS, "none"))
     test_split: str = _setting("test", "evaluated on", choices=SPLITS)
     limit: int = _setting(0, "frames per split, evenly spaced; 0: all", 0, 1e6)
     score_train: bool = _setting(False, "also evaluate on the training split")
     seed: int = _setting(0, "of initialisation, order and crops", 0, 2**32 - 1)
     # Beyond the thesis; the defaults change nothing.
     held_out: str = _setting("", "classes that are void in training, as in tree,car")
+    also: str = _setting("", "folders of other data sets, trained on as well, as in a,b")
     train_stages: int = _setting(4, "of a trained encoder, the last of its four stages", 1, 4)
     input_scale: float = _setting(1.0, "images are upsampled by this in the model", 1, 4)
     scale_min: float = _setting(1.0, "crops are taken at a random scale, at least this", 0.1, 10)
@@ -89,6 +90,11 @@ class Experiment:
     def settings(self) -> dict:
         """The fields as a flat dictionary that JSON can hold."""
         return asdict(self)
+
+    @property
+    def other_data(self) -> list[str]:
+        """The folders in `also`."""
+        return [folder.strip() for folder in self.also.split(",") if folder.strip()]
 
     @property
     def held_out_classes(self) -> list[str]:
@@ -129,6 +135,12 @@ class Experiment:
             raise InputError(f"held_out={self.held_out!r}: {self.name} has no trained words")
         if len(set(self.held_out_classes)) > NUM_CLASSES - 2:
             raise InputError(f"held_out={self.held_out!r}: leave at least two classes to train on")
+        if self.also and (self.model == "swiftnet" or not self.epochs):
+            raise InputError(f"also={self.also!r}: {self.name} has no trained words")
+        if self.also and self.held_out:
+            raise InputError("also: the other data sets show what held_out leaves out; unset one")
+        if self.train_split == "none" and self.epochs and not self.also:
+            raise InputError("train_split='none': it leaves the data sets in also, which is empty")
         if self.train_stages < 4 and not self.train_encoder:
             raise InputError(f"train_stages={self.train_stages}: set train_encoder=true as well")
         if self.model == "swiftnet" and self.encoder != RESNET18:
@@ -139,7 +151,7 @@ class Experiment:
 SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry.metadata}
 
 # Settings that checkpoints of earlier versions lack; these values change nothing.
-ADDED = {"held_out": "", "train_stages": 4, "boundary_weight": 1.0}
+ADDED = {"held_out": "", "also": "", "train_stages": 4, "boundary_weight": 1.0}
 
 _FROZEN = {"model": "clip-upsampler", "score_train": True}
 _FULL = {**_FROZEN, "train_encoder": True, "epochs": 400}

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
@@ -188,11 +188,23 @@ def run(
     for note in report.notes:
         print(f"note: {data}: {note}")
     test = _load(data, experiment.test_split, experiment.limit)
-    training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
-    whole = training
+    if test.classes:
+        raise InputError(
+            f"{data} has classes of its own (dataset.json): a run is tested on CamVid's; train on "
+            f"it as well by the setting also={data}"
+        )
+    training = whole = None
+    if experiment.train_split == "none":
+        training = Frames(test.images[:0], test.labels[:0], ())
+    elif experiment.epochs:
+        training = whole = _load(data, experiment.train_split, experiment.limit)
+    others = [_load_other(folder, experiment) for folder in experiment.other_data]
     if training and experiment.held_out:
         training = _make_void(training, experiment.held_out_classes)
-    experiment = _fit_crop(experiment, training or test)
+    for frames in (whole or test, *(other.training for other in others)):
+        experiment = _fit_crop(experiment, frames)
+    if others and not experiment.crop:
+        raise InputError("crop=0: whole frames of several data sets are not of one size; set crop")
     # By content: with the settings and the digests of the frames, what identifies a run.
     about = {"files": _file_digests(experiment), "prompts": prompts}
     about_data = {
@@ -203,8 +215,10 @@ def run(
         "digest": test.digest,
         "train_digest": training.digest if training else "",
         "complete": report.complete and not experiment.limit,
+        "also": [other.about() for other in others],
     }
     trained = f"{len(training)} frames to train on, " if training else ""
+    trained += "".join(f"{len(x.training)} of {x.name}, " for x in others)
     print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(test)} to test on")
     first = rank() == 0  # of several processes (`device.processes`), the one that writes
     with _lock(out) if first else nullcontext():
@@ -222,9 +236,12 @@ def run(
                 return _read_finished(experiment, out, about, about_data)
             model, text_encoder = build_model(experiment, prompts)
             model, history, train_miou = to_device(model, where), [], None
-            if training:
+            text = [_embed(other.training, text_encoder, model).to(where) for other in others]
+            if training is not None:
                 training = training.to(where)
-                history = train(model, training, experiment, checkpoints, where, on_epoch, about)
+                more = [(x.training.to(where), t) for x, t in zip(others, text, strict=True)]
+                rest = on_epoch, about, more
+                history = train(model, training, experiment, checkpoints, where, *rest)
             else:  # what a run needs to be loaded without the files that it was made from
                 state = {key: {} for key in KEYS} | {"epoch": 0, "model": model.trained_state()}
                 state["identity"] = {**frozen_state(model), **about}
@@ -233,7 +250,11 @@ def run(
                     checkpoints.save(state, 0, best=True)
             started = time.perf_counter()
             scored = evaluate(model, test, desc=f"{name}: {experiment.test_split}")
-            if experiment.score_train and training:
+            found_also = {
+                other.name: evaluate(model, other.test, desc=f"{name}: {other.name}", text=matrix)
+                for other, matrix in zip(others, text, strict=True)
+            }
+            if experiment.score_train and whole:
                 desc = f"{name}: {experiment.train_split}"
                 train_miou = evaluate(model, whole, desc=desc)["miou"]
             seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
@@ -241,6 +262,7 @@ def run(
                 "experiment": name,
                 **scored,
                 "miou_train": train_miou,
+                "also": found_also,
                 "settings": experiment.settings(),
                 "prompts": prompts,
                 "data": about_data,
@@ -270,6 +292,35 @@ def _load(data: str | Path, split: str, limit: int) -> Frames:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return load_camvid(data, split, limit or None)
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A data set of the setting `also`."""
+
+    name: str
+    training: Frames
+    test: Frames
+
+    def about(self) -> dict:
+        """What identifies it, with the number of frames."""
+        digests = {"digest": self.test.digest, "train_digest": self.training.digest}
+        return {"name": self.name, "train_frames": len(self.training), **digests}
+
+
+def _load_other(folder: str, experiment: Experiment) -> _Other:
+    report, split = verify(folder), experiment.train_split
+    split = "trainval" if split == "none" else split
+    frames = (_load(folder, part, experiment.limit) for part in (split, experiment.test_split))
+    return _Other(report.name, *frames)
+
+
+def _embed(frames: Frames, text_encoder: TextEncoder, model: SegmentationModel) -> Tensor:
+    """(K, C) text embeddings of the classes of a data set; CamVid's are those of the model."""
+    if not frames.classes:
+        return model.text
+    prompts = {name: [part.strip() for part in name.split("|")] for name in frames.classes}
+    return embed_classes(prompts, text_encoder)
 
 
 def _make_void(frames: Frames, classes: Sequence[str]) -> Frames:
@@ -318,6 +369,8 @@ def _read_finished(experiment: Experiment, out: Path, about: dict, data: dict) -
     for key, split in (("digest", "test"), ("train_digest", "training")):
         if results["data"].get(key) != data[key]:
             changed.append(f"the {split} frames differ from those of {results['data']['name']}")
+    if results["data"].get("also", []) != data["also"]:
+        changed.append("the data sets of also differ")
     if changed:
         raise InputError(
             f"{out} holds another run ({'; '.join(changed)}): undo the change, choose another "

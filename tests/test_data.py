@@ -21,7 +21,7 @@ from PIL import Image
 
 from camvid_lang.cli import main
 from camvid_lang.data import camvid as data
-from camvid_lang.data.augment import batches, number_of_batches, random_crops
+from camvid_lang.data.augment import batches, joint_batches, number_of_batches, random_crops
 from camvid_lang.data.camvid import Frames, load_camvid, read_image, read_label, verify
 from camvid_lang.data.classes import VOID
 from camvid_lang.data.convert import convert
@@ -524,6 +524,17 @@ def test_batches_hold_every_frame_once(count, batch_size, seed) -> None:
     for images, labels in epoch:
         assert images.shape == (len(labels), 3, 4, 4)
         assert torch.equal(images[:, 0], labels)
+
+
+def test_batches_of_several_sets_have_each_frame_once_with_its_own_labels() -> None:
+    sets = [numbered_frames(count) for count in (5, 3, 7)]
+    epoch = list(joint_batches(sets, 4, 4, torch.Generator().manual_seed(0)))
+    assert [sum(len(images) for images, _ in parts.values()) for parts in epoch] == [4, 4, 4, 3]
+    assert any(len(parts) > 1 for parts in epoch)
+    for number, frames in enumerate(sets):
+        seen = [parts[number] for parts in epoch if number in parts]
+        assert sorted(torch.cat([x[:, 0, 0, 0] for x, _ in seen]).tolist()) == [*range(len(frames))]
+        assert all(torch.equal(images[:, 0], labels) for images, labels in seen)
 
 
 def test_batches_differ_between_epochs() -> None:

@@ -1,6 +1,7 @@
 """The training loop: what it computes, what it refuses, and that resuming changes nothing."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kill_harness import equal
+from PIL import Image
 from safetensors.torch import save_file
 
+from camvid_lang.cli import main
 from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.device import mixed_precision, pick_device
@@ -20,9 +25,10 @@ from camvid_lang.experiments import configure
 from camvid_lang.models.encoder import TINY, load_clip
 from camvid_lang.results import read_results
 from camvid_lang.run import build_model, load_run, run
+from camvid_lang.segmenter import load
 from camvid_lang.training import loop
 from camvid_lang.training.checkpoint import Checkpoints
-from camvid_lang.training.loop import Trainer, segmentation_loss, train
+from camvid_lang.training.loop import Trainer, boundary_weights, segmentation_loss, train
 
 CPU = torch.device("cpu")
 
@@ -49,6 +55,120 @@ def trained(entry, data, folder, stop_after=None):
 
 def newest(folder):
     return Checkpoints(folder).newest()[1]
+
+
+@given(seed=st.integers(0, 10**6), size=st.tuples(st.integers(2, 45), st.integers(2, 45)))
+@settings(max_examples=25, deadline=None)
+def test_boundary_weights_fall_with_the_distance_to_another_class(seed, size):
+    random = np.random.default_rng(seed)
+    labels = np.zeros(size, np.uint8)
+    for _ in range(random.integers(0, 4)):
+        top, left = random.integers(0, size[0]), random.integers(0, size[1])
+        labels[top : top + random.integers(1, 30), left : left + 9] = random.integers(0, 12)
+    found = boundary_weights(torch.from_numpy(labels)[None], 8.0)[0].numpy()
+    pixels = np.argwhere(np.ones(size))
+    others = labels.ravel()[:, None] != labels.ravel()
+    steps = abs(pixels[:, None] - pixels).max(axis=2)
+    distance = np.where(others, steps, 10**6).min(axis=1).reshape(size)
+    expected = np.select([distance <= d for d in (1, 4, 16, 32)], [8, 6, 4, 2], 1)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_boundary_aware_loss_is_a_weighted_mean():
+    scores, labels = torch.randn(2, 11, 9, 9), torch.randint(0, 12, (2, 9, 9)).to(torch.uint8)
+    plain = torch.nn.functional.cross_entropy(scores, labels.long() % 11, reduction="none")
+    weights = boundary_weights(labels, 4.0) * (labels != VOID)
+    expected = (weights * plain * ((1 - (-plain).exp()) / 2).exp()).sum() / weights.sum()
+    assert segmentation_loss(scores, labels, 1.0, 4.0).item() == pytest.approx(expected.item())
+
+
+# Several data sets with classes of their own
+
+
+def coarse_copy(data, folder, words=("plant", "car | lorry")):
+    """The data set with ids 0 (classes up to tree) and 1, and void, 2."""
+    shutil.copytree(data, folder)
+    merge = np.array([0] * 6 + [1] * 5 + [2], np.uint8)
+    for path in folder.glob("*annot/*.png"):
+        Image.fromarray(merge[np.array(Image.open(path))]).save(path)
+    (folder / "dataset.json").write_text(json.dumps({"name": "coarse", "classes": words}))
+    return folder
+
+
+def test_a_crop_is_compared_with_the_words_of_its_own_set():
+    entry = experiment("full-names")
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.randint(0, 11, (4, 64, 64)).to(torch.uint8)
+    grads = []
+    for split in (False, True):
+        model, _ = build_model(entry)
+        trainer = Trainer(model.train(), entry, CPU, "")
+        flipped = model.text.flip(0)  # the second set's classes in another order
+        words = [(2, model.text), (2, flipped)] if split else ()
+        own = torch.cat([labels[:2], 10 - labels[2:]]) if split else labels
+        loss, output = trainer.step(images, own, words)
+        grads.append((loss, [p.grad for p in model.parameters()]))
+        assert len(output) == (2 if split else 4)
+    torch.testing.assert_close(grads[0][0], grads[1][0])
+    for one, other in zip(grads[0][1], grads[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_training_on_two_sets_is_scored_on_both_and_known_by_their_content(
+    tiny_dataset, tmp_path, capsys
+):
+    other = coarse_copy(tiny_dataset, tmp_path / "coarse")
+    options = ["--data", str(tiny_dataset), "--out", str(tmp_path / "run"), "--profile", "smoke"]
+    command = ["run", "frozen-names", *options, "--set", f"also={other}"]
+    assert main(command) == 0
+    assert "over plant, car | lorry" in capsys.readouterr().out
+    found = read_results(tmp_path / "run" / "results.json")
+    assert found["also"]["coarse"]["iou"].keys() == {"plant", "car | lorry"}
+    assert np.array(found["also"]["coarse"]["confusion"]).shape == (3, 3)
+    assert found["data"]["also"][0]["train_frames"] == 8
+    text = load(tmp_path / "run", device="cpu")
+    frames = load_camvid(other, "test")
+    again = evaluate(text.model, frames, text=torch.from_numpy(text.embed(WORDS)))
+    assert again["miou"] == found["also"]["coarse"]["miou"]
+    with pytest.raises(InputError, match="other classes than CamVid's"):
+        evaluate(text.model, frames)
+    moved = shutil.move(other, tmp_path / "moved")
+    assert main([*command[:-1], f"also={moved}"]) == 0
+    label = next((moved / "trainannot").iterdir())
+    Image.fromarray(2 - np.array(Image.open(label))).save(label)
+    assert main([*command[:-1], f"also={moved}"]) == 1
+    assert "data sets of also differ" in capsys.readouterr().err
+    alone = ["--set", "train_split=none", "--fresh"]
+    assert main([*command[:-1], f"also={moved}", *alone]) == 0
+    assert read_results(tmp_path / "run" / "results.json")["data"]["train_frames"] == 0
+    assert main(["run", "frozen-names", *options, "--data", str(moved)]) == 1
+    assert "classes of its own" in capsys.readouterr().err
+
+
+WORDS = {"plant": ["plant"], "car": ["car", "lorry"]}
+
+
+@pytest.mark.parametrize("classes", ["road", ["road"], ["road", "road"], ["road", 3], [" ", "a"]])
+def test_other_classes_of_a_set_are_checked(classes, tiny_dataset):
+    (tiny_dataset / "dataset.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(InputError, match="give a list of 2 to 200 different texts"):
+        load_camvid(tiny_dataset, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("swiftnet", {"also": "x"}, "no trained words"),
+        ("held-out", {"also": "x"}, "unset one"),
+        ("full-names", {"train_split": "none"}, "also, which is empty"),
+    ],
+)
+def test_settings_that_exclude_each_other(name, settings, message):
+    with pytest.raises(InputError, match=message):
+        configure(name, "cpu", **settings)
+
+
+# Resuming
 
 
 @pytest.mark.parametrize("name", ["frozen-names", "full-descriptions", "swiftnet"])
@@ -268,9 +388,9 @@ def test_too_little_memory_names_the_settings_to_lower(tiny_dataset, tmp_path, m
 def test_whole_frames_are_trained_on_with_crop_0(tiny_dataset, tmp_path, monkeypatch):
     shapes = set()
 
-    def watched(self, images, labels, original=Trainer.step):
+    def watched(self, images, labels, words, original=Trainer.step):
         shapes.add((images.shape[2:], labels.shape[1:]))
-        return original(self, images, labels)
+        return original(self, images, labels, words)
 
     monkeypatch.setattr(Trainer, "step", watched)
     trained(experiment(epochs=1, crop=0), tiny_dataset, tmp_path)

@@ -16,7 +16,14 @@ from camvid_lang.data.classes import VOID
 from camvid_lang.device import world_size
 from camvid_lang.errors import InputError
 
-__all__ = ["batches", "jitter_colours", "number_of_batches", "random_crops", "scaled_crops"]
+__all__ = [
+    "batches",
+    "jitter_colours",
+    "joint_batches",
+    "number_of_batches",
+    "random_crops",
+    "scaled_crops",
+]
 
 
 def random_crops(
@@ -103,6 +110,7 @@ def scaled_crops(
     scales: tuple[float, float],
     generator: torch.Generator,
     indices: Sequence[int],
+    void: int = VOID,
 ) -> tuple[Tensor, Tensor]:
     """One random crop per frame at a random scale, flipped with probability 0.5.
 
@@ -133,8 +141,8 @@ def scaled_crops(
     mean = pixels.mean(dim=(2, 3), keepdim=True)
     # grid_sample is 0 outside, so the value wanted there is subtracted before and added after.
     crops = F.grid_sample(pixels - mean, grid, align_corners=False) + mean
-    ids = labels[index].float().unsqueeze(1) - VOID
-    ids = F.grid_sample(ids, grid, mode="nearest", align_corners=False).squeeze(1) + VOID
+    ids = labels[index].float().unsqueeze(1) - void
+    ids = F.grid_sample(ids, grid, mode="nearest", align_corners=False).squeeze(1) + void
     return crops.clamp(0, 1), ids.to(torch.uint8)
 
 
@@ -195,15 +203,37 @@ def batches(
     then each batch's crops. With other `scales` (see `scaled_crops`) or `colour_jitter` images are
     float in [0, 1]. Raises `InputError` as `number_of_batches` and `random_crops` do.
     """
-    count = number_of_batches(len(frames), batch_size)
-    order = torch.randperm(len(frames), generator=generator)
-    size = crop or tuple(frames.images.shape[-2:])
+    for parts in joint_batches([frames], batch_size, crop, generator, scales, colour_jitter):
+        yield parts[0]
+
+
+def joint_batches(
+    sets: Sequence[Frames],
+    batch_size: int,
+    crop: int | tuple[int, int],
+    generator: torch.Generator,
+    scales: tuple[float, float] = (1.0, 1.0),
+    colour_jitter: float = 0.0,
+) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """As `batches` over the frames of several sets: {index of a set: its part of the batch}."""
+    sizes = [len(frames) for frames in sets]
+    count = number_of_batches(sum(sizes), batch_size)
+    order = torch.randperm(sum(sizes), generator=generator)
     for indices in order.split(batch_size)[:count]:
-        pair, chosen = (frames.images, frames.labels), indices.tolist()
-        if tuple(scales) == (1, 1):
-            images, labels = random_crops(*pair, size, generator, chosen)
-        else:
-            images, labels = scaled_crops(*pair, size, scales, generator, chosen)
-        if colour_jitter:
-            images = jitter_colours(images, colour_jitter, generator)
-        yield images, labels
+        parts, start = {}, 0
+        for number, frames in enumerate(sets):
+            own = indices[(indices >= start) & (indices < start + sizes[number])] - start
+            start += sizes[number]
+            if not len(own):
+                continue
+            pair, chosen = (frames.images, frames.labels), own.tolist()
+            size = crop or tuple(frames.images.shape[-2:])
+            if tuple(scales) == (1, 1):
+                images, labels = random_crops(*pair, size, generator, chosen)
+            else:
+                rest = size, scales, generator, chosen, frames.void
+                images, labels = scaled_crops(*pair, *rest)
+            if colour_jitter:
+                images = jitter_colours(images, colour_jitter, generator)
+            parts[number] = images, labels
+        yield parts

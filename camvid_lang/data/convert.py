@@ -279,7 +279,7 @@ def _write(
     problems: list[str] = []
     pairs = _find_pairs(layout, problems)
     if layout.name == "SegNet":
-        read_ids = partial(decode, options=options or read_card(layout.root, problems)[1])
+        read_ids = partial(decode, options=options or read_card(layout.root, problems).options)
     else:
         colours, options = _read_colours(layout), options or PLAIN
         if not options.from_zero:

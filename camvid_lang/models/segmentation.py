@@ -178,6 +178,15 @@ class LanguageModel(SegmentationModel):
         features = self.features(self.encode(images))
         return cosine_logits(features, text, images.shape[-2:], self.projection)
 
+    def compare(self, images: Tensor, parts: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        """As `forward` for (number of images, text) after each other, encoded as one batch."""
+        counts, size = [count for count, _ in parts], images.shape[-2:]
+        features = self.features(self.encode(images)).split(counts)
+        return [
+            cosine_logits(part, text, size, self.projection)
+            for part, (_, text) in zip(features, parts, strict=True)
+        ]
+
     def segment(self, images: Tensor, text: Tensor | None = None) -> Tensor:
         """(N, 3, H, W) -> (N, H, W) uint8, the id of the text with the largest cosine."""
         return best_class(self(images, text))

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -20,9 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from camvid_lang.data.augment import batches, number_of_batches
+from camvid_lang.data.augment import joint_batches, number_of_batches
 from camvid_lang.data.camvid import Frames
-from camvid_lang.data.classes import VOID
 from camvid_lang.device import autocast, mixed_precision, rank, total, world_size
 from camvid_lang.errors import START_OVER, InputError, Interrupted
 from camvid_lang.evaluation import confusion_matrix, scores
@@ -41,6 +40,7 @@ def train(
     device: torch.device,
     on_epoch: Callable[[list[dict]], object] | None = None,
     about: Mapping | None = None,
+    others: Sequence[tuple[Frames, Tensor]] = (),
 ) -> list[dict]:
     """Train for `experiment.epochs`, less those that the newest checkpoint has done.
 
@@ -51,6 +51,10 @@ def train(
         model: trained in place, on `device`; with `ema` it ends with the averaged weights.
         on_epoch: called after each epoch with the history so far (to draw curves, say).
         about: plain data kept with the checkpoints' identity.
+        others: further data sets, each with the text embeddings (K, C) of its own classes. Batches
+            are drawn from all sets as if they were one, and a crop is compared with the words of
+            its own set, as in "multi-dataset" training with language (Lambert et al., "MSeg", 2020,
+            had to merge classes by hand).
 
     Returns:
         History, one entry per epoch: epoch (from 1), loss, miou (percent, over the epoch's own
@@ -61,11 +65,17 @@ def train(
             finite; too little memory.
         Interrupted: by SIGINT or SIGTERM, after at most the step under way.
     """
-    trainer = Trainer(model, experiment, device, frames.digest)
+    sets = [frames, *(other for other, _ in others)]
+    text = [getattr(model, "text", None), *(matrix for _, matrix in others)]
+    if others and world_size() > 1:
+        raise InputError(
+            "also: several data sets are trained on in one process; leave out torchrun"
+        )
+    trainer = Trainer(model, experiment, device, _digest(sets))
     trainer.identity |= about or {}
     history = trainer.resume(checkpoints)
     name, epochs, size = experiment.name, experiment.epochs, experiment.batch_size
-    steps, done = number_of_batches(len(frames), size), len(history)
+    steps, done = number_of_batches(sum(map(len, sets)), size), len(history)
     with (
         stop_signals(name) as check_signals,
         tqdm(
@@ -79,8 +89,8 @@ def train(
         for epoch in range(done, epochs):
             started, metrics = time.perf_counter(), EpochMetrics(device)
             trainer.start_epoch(epoch)
-            for images, labels in batches(
-                frames,
+            for parts in joint_batches(
+                sets,
                 size,
                 experiment.crop,
                 trainer.generator,
@@ -88,9 +98,13 @@ def train(
                 colour_jitter=experiment.colour_jitter,
             ):
                 check_signals()
+                images, labels = map(torch.cat, zip(*parts.values(), strict=True))
                 images, labels = (x[rank() :: world_size()] for x in (images, labels))
-                loss, output = trainer.step(images, labels)
-                metrics.add(loss, output, labels)
+                words = [(len(parts[i][1]), text[i]) for i in parts] if others else ()
+                loss, output = trainer.step(images, labels, words)
+                if 0 in parts:  # of the first set
+                    metrics.add(output, labels[: len(output)])
+                metrics.add_loss(loss)
                 bar.update()
             loss, miou = metrics.read()
             best = (miou or 0) > max((entry["miou"] or 0 for entry in history), default=-1)
@@ -119,7 +133,7 @@ def segmentation_loss(
 
     Args:
         scores_map: (N, K, H, W) cosines, or logits with temperature 1.
-        labels: (N, H, W) uint8 ids; pixels of id 11 (void) are ignored.
+        labels: (N, H, W) uint8 ids; pixels of id K (void) are ignored.
         boundary_weight: with other than 1, the boundary-aware loss: the mean is weighted by
             `boundary_weights`, and pixels of probability p by a further exp((1 - p) / 2).
 
@@ -131,10 +145,11 @@ def segmentation_loss(
         >>> segmentation_loss(torch.zeros(1, 11, 2, 2), torch.zeros(1, 2, 2), 1.0)  # log(11)
         tensor(2.3979)
     """
+    void = scores_map.shape[1]
     loss = F.cross_entropy(
-        scores_map.float() / temperature, labels.long(), ignore_index=VOID, reduction="none"
+        scores_map.float() / temperature, labels.long(), ignore_index=void, reduction="none"
     )
-    weights = (labels != VOID).float()
+    weights = (labels != void).float()
     if boundary_weight != 1:
         weights = weights * boundary_weights(labels, boundary_weight)
         loss = loss * ((1 - (-loss.detach()).exp()) / 2).exp()
@@ -190,21 +205,29 @@ def training_step(
     precision: torch.dtype,
     replica: nn.Module | None = None,
     boundary_weight: float = 1.0,
+    words: Sequence[tuple[int, Tensor]] = (),
 ) -> tuple[Tensor, Tensor]:
     """Forward, loss, backward, update. Returns the loss and the scores, both detached.
 
-    `replica`, see `replicate`, is called in place of the model.
+    `replica`, see `replicate`, is called in place of the model. With `words`, see
+    `LanguageModel.compare`, the scores are of the images of the first words only.
     """
     optimizer.zero_grad(set_to_none=True)  # here, so that they do not add to the peak of memory
     with autocast(images.device, precision):
-        output = (replica or model)(images)
+        outputs = model.compare(images, words) if words else [(replica or model)(images)]
         if model.unseen:  # neither right nor wrong anywhere
-            output = output.index_fill(1, output.new_tensor(model.unseen).long(), -math.inf)
-        loss = segmentation_loss(output, labels, model.temperature, boundary_weight)
+            unseen = outputs[0].new_tensor(model.unseen).long()
+            outputs[0] = outputs[0].index_fill(1, unseen, -math.inf)
+        loss = torch.zeros((), device=images.device)
+        for output, part in zip(outputs, labels.split([*map(len, outputs)]), strict=True):
+            share = len(part) / len(labels)
+            loss = loss + share * segmentation_loss(
+                output, part, model.temperature, boundary_weight
+            )
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    return loss.detach(), output.detach()
+    return loss.detach(), outputs[0].detach()
 
 
 class EpochMetrics:
@@ -215,10 +238,13 @@ class EpochMetrics:
         self.confusion = confusion_matrix([]).to(device)
         self._uncounted: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, loss: Tensor, output: Tensor, labels: Tensor) -> None:
-        """Add one step: its mean loss, scores (N, K, H, W) and labels (N, H, W)."""
+    def add_loss(self, loss: Tensor) -> None:
+        """Add the mean loss of one step."""
         self.steps += 1
         self.loss += loss
+
+    def add(self, output: Tensor, labels: Tensor) -> None:
+        """Add scores (N, K, H, W) and labels (N, H, W)."""
         self._uncounted.append((best_class(output), labels))
         if len(self._uncounted) == 16:
             self._count()
@@ -289,12 +315,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(epoch, *rest)
 
-    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, images: Tensor, labels: Tensor, words: Sequence[tuple[int, Tensor]] = ()
+    ) -> tuple[Tensor, Tensor]:
         """One `training_step`, and with `ema` an update of the average."""
         rest = self.optimizer, self.scaler, self.precision, self.replica
         try:
-            weight = self.experiment.boundary_weight
-            found = training_step(self.model, images, labels, *rest, boundary_weight=weight)
+            rest = *rest, self.experiment.boundary_weight, words
+            found = training_step(self.model, images, labels, *rest)
         except torch.OutOfMemoryError as error:
             sizes = f"batch_size ({self.experiment.batch_size}) or crop ({self.experiment.crop})"
             raise InputError(f"{self.experiment.name}: {error}; lower {sizes}") from error
@@ -368,6 +396,12 @@ def replicate(model: SegmentationModel, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         convert_sync_batchnorm(model)
     return DistributedDataParallel(model)
+
+
+def _digest(sets: Sequence[Frames]) -> str:
+    """That of the frames of one set, or of the digests of several."""
+    digests = [frames.digest for frames in sets]
+    return digests[0] if not digests[1:] else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def frozen_state(model: SegmentationModel) -> dict:
