@@ -203,6 +203,12 @@ def run(
         training = _make_void(training, experiment.held_out_classes)
     for frames in (whole or test, *(other.training for other in others)):
         experiment = _fit_crop(experiment, frames)
+    names = [report.name, *(other.name for other in others)]
+    if len({*names}) < len(names):
+        raise InputError(
+            f"also: two data sets are called {max(names, key=names.count)!r}: give "
+            "each another name in its dataset.json"
+        )
     if others and not experiment.crop:
         raise InputError("crop=0: whole frames of several data sets are not of one size; set crop")
     # By content: with the settings and the digests of the frames, what identifies a run.
