@@ -74,6 +74,7 @@ class Experiment:
     test_split: str = _setting("test", "evaluated on", choices=SPLITS)
     limit: int = _setting(0, "frames per split, evenly spaced; 0: all", 0, 1e6)
     score_train: bool = _setting(False, "also evaluate on the training split")
+    score_val: bool = _setting(False, "evaluate on val after each epoch; with train_split=train")
     seed: int = _setting(0, "of initialisation, order and crops", 0, 2**32 - 1)
     # Beyond the thesis; the defaults change nothing.
     held_out: str = _setting("", "classes that are void in training, as in tree,car")
@@ -135,6 +136,10 @@ class Experiment:
             raise InputError(f"held_out={self.held_out!r}: {self.name} has no trained words")
         if len(set(self.held_out_classes)) > NUM_CLASSES - 2:
             raise InputError(f"held_out={self.held_out!r}: leave at least two classes to train on")
+        if self.score_val and (self.train_split != "train" or not self.epochs):
+            raise InputError(
+                f"score_val: {self.name} is trained on {self.train_split}: set train_split=train"
+            )
         if self.also and (self.model == "swiftnet" or not self.epochs):
             raise InputError(f"also={self.also!r}: {self.name} has no trained words")
         if self.also and self.held_out:
@@ -151,7 +156,8 @@ class Experiment:
 SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry.metadata}
 
 # Settings that checkpoints of earlier versions lack; these values change nothing.
-ADDED = {"held_out": "", "also": "", "train_stages": 4, "boundary_weight": 1.0}
+ADDED = {"score_val": False, "held_out": "", "also": "", "train_stages": 4}
+ADDED |= {"boundary_weight": 1.0}
 
 _FROZEN = {"model": "clip-upsampler", "score_train": True}
 _FULL = {**_FROZEN, "train_encoder": True, "epochs": 400}

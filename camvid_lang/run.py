@@ -246,7 +246,8 @@ def run(
             if training is not None:
                 training = training.to(where)
                 more = [(x.training.to(where), t) for x, t in zip(others, text, strict=True)]
-                rest = on_epoch, about, more
+                val = _load(data, "val", experiment.limit) if experiment.score_val else None
+                rest = on_epoch, about, more, val
                 history = train(model, training, experiment, checkpoints, where, *rest)
             else:  # what a run needs to be loaded without the files that it was made from
                 state = {key: {} for key in KEYS} | {"epoch": 0, "model": model.trained_state()}

@@ -23,6 +23,7 @@ from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.evaluation import evaluate
 from camvid_lang.experiments import configure
 from camvid_lang.models.encoder import TINY, load_clip
+from camvid_lang.report.figures import curves
 from camvid_lang.results import read_results
 from camvid_lang.run import build_model, load_run, run
 from camvid_lang.segmenter import load
@@ -161,11 +162,26 @@ def test_other_classes_of_a_set_are_checked(classes, tiny_dataset):
         ("swiftnet", {"also": "x"}, "no trained words"),
         ("held-out", {"also": "x"}, "unset one"),
         ("full-names", {"train_split": "none"}, "also, which is empty"),
+        ("full-names", {"score_val": True}, "set train_split=train"),
     ],
 )
 def test_settings_that_exclude_each_other(name, settings, message):
     with pytest.raises(InputError, match=message):
         configure(name, "cpu", **settings)
+
+
+def test_val_is_scored_after_each_epoch_and_changes_nothing(tiny_dataset, tmp_path):
+    on_train = {"train_split": "train", "epochs": 2}
+    for folder, more in (("plain", {}), ("val", {"score_val": True})):
+        run(experiment(**on_train, **more), tiny_dataset, tmp_path / folder, device="cpu")
+    results = read_results(tmp_path / "val" / "results.json")
+    model, _, _ = load_run(tmp_path / "val")
+    scored = evaluate(model, load_camvid(tiny_dataset, "val"))
+    assert [entry["miou_val"] for entry in results["history"]][-1] == scored["miou"]
+    axes = curves({"a": results["history"]}).axes[1]
+    assert len(axes.lines) == 2
+    plain = load_run(tmp_path / "plain")[0]
+    assert equal(plain.trained_state(), model.trained_state())
 
 
 # Resuming

@@ -484,6 +484,7 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
     """Loss, and mIoU on the training crops, by epoch; one line per run.
 
     `histories` maps a run's name to a list of {"epoch", "loss", "miou"}; empty ones are left out.
+    With "miou_val" there is a second, dotted line of mIoU.
 
     Raises:
         InputError: all are empty.
@@ -492,7 +493,10 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
     if not histories:
         raise InputError("curves: no run was trained; give one whose history is not empty")
     figure = Canvas(title, 9.6, 4.2 + 0.25 * math.ceil(len(histories) / 3))
+    val = any("miou_val" in history[-1] for history in histories.values())
     labels = {"loss": "cross-entropy loss", "miou": "mIoU on the training crops (%)"}
+    if val:
+        labels["miou"] = "mIoU (%): training crops; dotted: val"
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for index, ((run, history), colour) in enumerate(
             zip(histories.items(), itertools.cycle(OKABE_ITO), strict=False)
@@ -506,6 +510,9 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
                 markersize=4,
                 label=_line(run, 40),
             )
+            if key == "miou" and "miou_val" in history[-1]:
+                epochs, values = zip(*((e["epoch"], e["miou_val"]) for e in history), strict=True)
+                axes.plot(epochs, values, color=_hex(colour), linestyle=":", linewidth=2)
         axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid()

@@ -24,7 +24,7 @@ from camvid_lang.data.augment import joint_batches, number_of_batches
 from camvid_lang.data.camvid import Frames
 from camvid_lang.device import autocast, mixed_precision, rank, total, world_size
 from camvid_lang.errors import START_OVER, InputError, Interrupted
-from camvid_lang.evaluation import confusion_matrix, scores
+from camvid_lang.evaluation import confusion_matrix, evaluate, scores
 from camvid_lang.experiments import Experiment, learning_rate_factor
 from camvid_lang.models.segmentation import SegmentationModel, best_class
 from camvid_lang.training.checkpoint import Checkpoints, changed_settings
@@ -41,6 +41,7 @@ def train(
     on_epoch: Callable[[list[dict]], object] | None = None,
     about: Mapping | None = None,
     others: Sequence[tuple[Frames, Tensor]] = (),
+    val: Frames | None = None,
 ) -> list[dict]:
     """Train for `experiment.epochs`, less those that the newest checkpoint has done.
 
@@ -55,10 +56,11 @@ def train(
             are drawn from all sets as if they were one, and a crop is compared with the words of
             its own set, as in "multi-dataset" training with language (Lambert et al., "MSeg", 2020,
             had to merge classes by hand).
+        val: scored after each epoch, with the weights as they are (not averaged).
 
     Returns:
         History, one entry per epoch: epoch (from 1), loss, miou (percent, over the epoch's own
-        training crops), lr, seconds.
+        training crops), lr, seconds; with `val`, its mIoU as miou_val.
 
     Raises:
         InputError: a checkpoint of another run, or one that cannot be written; a loss that is not
@@ -110,6 +112,8 @@ def train(
             best = (miou or 0) > max((entry["miou"] or 0 for entry in history), default=-1)
             seconds = time.perf_counter() - started
             trainer.end_epoch(loss=loss, miou=miou, seconds=seconds)
+            if val:
+                history[-1]["miou_val"] = evaluate(model, val, desc=f"{name}: val")["miou"]
             if rank() == 0:
                 checkpoints.save(trainer.state(), epoch + 1, best)
             bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {loss:.3f}")
