@@ -127,6 +127,7 @@ def test_training_on_two_sets_is_scored_on_both_and_known_by_their_content(
     assert found["also"]["coarse"]["iou"].keys() == {"plant", "car | lorry"}
     assert np.array(found["also"]["coarse"]["confusion"]).shape == (3, 3)
     assert found["data"]["also"][0]["train_frames"] == 8
+    assert "trained on coarse too" in (tmp_path / "run" / "report.html").read_text()
     text = load(tmp_path / "run", device="cpu")
     frames = load_camvid(other, "test")
     again = evaluate(text.model, frames, text=torch.from_numpy(text.embed(WORDS)))

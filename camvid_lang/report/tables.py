@@ -205,6 +205,12 @@ def findings(results: Results) -> list[str]:
     order = sorted(iou, key=iou.get)
     text = f"{best} finds {order[-1]} best (IoU {iou[order[-1]]:.1f} %) and {order[0]} worst "
     found.append(f"{text}({iou[order[0]]:.1f} %){_confused(results[best])}.")
+    for name, result in results.items():
+        for other, scored in result.get("also", {}).items():
+            found.append(
+                f"{name} was trained on {other} too, and has mIoU {shown(scored['miou'])} % there "
+                f"over {len(scored['iou'])} classes."
+            )
     return found
 
 
