@@ -465,8 +465,9 @@ def panel(
 ) -> ipywidgets.VBox:
     """A widget to segment one of `images`, or an uploaded one, by any classes.
 
-    Several `segmenters`, by name, are shown below each other. The button `save` writes the ids and
-    the blended image to the folder `segmented`.
+    Several `segmenters`, by name, are shown below each other. With a run on a frozen CLIP there is
+    a box for `compare="clip"`. The button `save` writes the ids and the blended image to the folder
+    `segmented`.
     """
     several = isinstance(segmenters, Mapping)
     models = dict(segmenters) if several else {"segmentation": segmenters}
@@ -477,6 +478,8 @@ def panel(
     button = ipywidgets.Button(description="segment", button_style="primary")
     save = ipywidgets.Button(description="save")
     none = ipywidgets.Checkbox(description="none of these", indent=False)
+    clip = ipywidgets.Checkbox(description="CLIP's own map for new words", indent=False)
+    frozen = [m for m in models.values() if getattr(m.model, "has_clip_map", False)]
     message = ipywidgets.HTML()
     layout = {"max_width": "100%", "width": "960px"}
     outputs = [ipywidgets.Image(format="png", layout=layout) for _ in range(2 * len(models))]
@@ -497,10 +500,11 @@ def panel(
             if latest is upload:
                 name, image = _read_upload(upload.value)
             classes = parse_classes(words.value)
-            options = {"none_below": 0.5} if none.value else {}
-            found = {key: _segment(m, image, classes, **options) for key, m in models.items()}
-            for output, model in zip(outputs[1::2], models.values(), strict=True):
-                output.value = to_png(_maps(model, image, classes, **options))
+            found, options = {}, {"none_below": 0.5} if none.value else {}
+            for output, (key, model) in zip(outputs[1::2], models.items(), strict=True):
+                way = {"compare": "clip"} if clip.value and model in frozen else {}
+                found[key] = _segment(model, image, classes, **options, **way)
+                output.value = to_png(_maps(model, image, classes, **options, **way))
             notes = [note for model in models.values() for note in _notes(model, classes)]
         except InputError as error:
             message.value = f"<b>{html.escape(str(error))}</b>"
@@ -532,8 +536,9 @@ def panel(
     choice.observe(use, names="value")
     upload.observe(use, names="value")
     none.observe(segment, names="value")
+    clip.observe(segment, names="value")
     segment()
-    rows = [[choice, upload], [words], [button, save, opacity, none]]
+    rows = [[choice, upload], [words], [button, save, opacity, none, *[clip] * bool(frozen)]]
     return ipywidgets.VBox([*map(ipywidgets.HBox, rows), message, *outputs])
 
 

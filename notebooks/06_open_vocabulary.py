@@ -114,8 +114,8 @@ other_words(segmenter, test) if segmenter.experiment.epochs else None
 # 1. Ask for `road, sky, xylophone`. What becomes of the pixels of all other things, and why? Tick *none of
 #    these* and ask again.
 # 2. Compare `person` with `person | man | woman | child` as one class of four prompts.
-# 3. A run on a frozen CLIP (notebook 3): ask it for `shop window, door, road, sky, car` with
-#    `segmenter.segment(image, words, compare="clip")` and without. Which is right about the windows?
+# 3. A run on a frozen CLIP (notebook 3): ask it for `shop window, door, road, sky, car` with the box
+#    *CLIP's own map for new words* and without. Which is right about the windows?
 # 4. Split a class: `white car, red car, road, building, tree, sky`. Does the model know colours?
 #
 # The same in a script, without the panel:

@@ -24,7 +24,7 @@ class Stub:
     """Stands for a Segmenter: the k-th class is best in the k-th strip of columns."""
 
     classes, temperature = ("car", "tree", "road"), 0.01
-    experiment = configure("frozen-names", text_bank="words.npz")
+    experiment, model = configure("frozen-names", text_bank="words.npz"), None
 
     def __init__(self):
         self.calls = []
@@ -180,3 +180,16 @@ def test_the_image_that_was_chosen_or_uploaded_last_is_segmented(kind, value, mo
     assert found["HTML"][0].value == ""
     found["Button"][0].click()
     np.testing.assert_array_equal(stub.calls[-1][0], IMAGES["two.png"])
+
+
+def test_a_run_on_a_frozen_clip_can_leave_new_words_to_it(finished):
+    def boxes(shown):
+        found = [widget for row in shown.children[:3] for widget in row.children]
+        return [w for w in found if "CLIP" in w.description]
+
+    segmenter = load(finished / "frozen-names", device="cpu")
+    shown = panel(segmenter, IMAGES, "car, lorry, sky")
+    before = shown.children[-1].value
+    boxes(shown)[0].value = True
+    assert shown.children[-1].value != before
+    assert not boxes(panel(load("demo", device="cpu"), IMAGES))
