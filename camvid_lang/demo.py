@@ -79,7 +79,8 @@ def run_demo(
     """Draw the scenes, run every row of the thesis on them, ask in other words, write report.html.
 
     What a row prints is in OUT/NAME.log. On a CPU two rows run side by side with one thread each:
-    two threads are far from twice as fast as one in layers as small as these.
+    two threads are far from twice as fast as one in layers as small as these. A script that calls
+    this needs `if __name__ == "__main__":`, as each process imports it.
 
     Args:
         out: folder of the run folders; runs that are finished there are read, not run again.
@@ -170,7 +171,7 @@ def _run_side_by_side(
     if not jobs:
         return
     on_cpu = pick_device(device).type == "cpu"
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
     units = {"total": epochs or len(jobs), "unit": "epoch" if epochs else "run"}
     with (
         tqdm(desc=title, **units) as bar,
@@ -184,15 +185,15 @@ def _run_side_by_side(
                     running[pool.submit(_logged, out / f"{name}.log", *jobs[name])] = name
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     name, error = running.pop(future), future.exception()
-                    if error:
-                        log = out / f"{name}.log"
-                        raise InputError(f"{name} failed, see {log}: {error}") from error
+                    if error or not future.result():
+                        what = f"failed, see {out / name}.log: {error}" if error else "was stopped"
+                        raise InputError(f"{name} {what}; run again to resume") from error
                     bar.write(f"{title}: {name} finished")
                     done += 1
                 epochs_done = sum(_epochs_done(out / name) for name in jobs)
                 bar.update((epochs_done if epochs else done) - bar.n)
         except BaseException:  # an interruption too: a run that is stopped resumes
-            for process in multiprocessing.active_children():
+            for process in {*multiprocessing.active_children()} - others:
                 process.terminate()
             raise
 
@@ -211,8 +212,11 @@ def _start_worker(on_cpu: bool) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _logged(log: Path, function: Callable, *arguments: object) -> None:
-    """Call a function in a worker; what it prints, and what it raises, is in the file `log`."""
+def _logged(log: Path, function: Callable, *arguments: object) -> bool:
+    """Call a function in a worker; what it prints, and what it raises, is in the file `log`.
+
+    Returns whether it was not stopped by a signal.
+    """
     with (
         open(log, "w", encoding="utf-8", errors="backslashreplace", buffering=1) as file,
         contextlib.redirect_stdout(file),
@@ -221,9 +225,11 @@ def _logged(log: Path, function: Callable, *arguments: object) -> None:
     ):
         try:
             function(*arguments)
+            return True
         except Exception:
             traceback.print_exc()
             raise
+    return False
 
 
 def _epochs_done(folder: Path) -> int:

@@ -175,18 +175,20 @@ def evaluate(
     Other `scales` or `flip` use `predict_averaged`, which the thesis does not. Several processes
     (`device.processes`) share the frames; each of them has to call this.
     """
-    if frames.classes and (text is None or scales != (1.0,) or flip):
+    plain = tuple(scales) == (1,) and not flip
+    if (text is None and frames.classes) or (text is not None and len(text) != frames.void):
         raise InputError(
-            "the frames have other classes than CamVid's: give their text embeddings (text), "
-            "without scales and flip"
+            f"the frames have {frames.void} classes: give their text embeddings (text), one for "
+            "each class"
         )
+    if text is not None and not plain:
+        raise InputError("text is compared without scales and flip: leave them out")
     if world_size() > 1:
         own = slice(rank(), None, world_size())
         frames = replace(
             frames, images=frames.images[own], labels=frames.labels[own], names=frames.names[own]
         )
     batches = -(-len(frames) // batch_size)
-    plain = tuple(scales) == (1,) and not flip
     function = partial(predict_averaged, scales=scales, flip=flip)
     function = partial(predict, text=text) if plain else function
     pairs = _predictions(model, frames, batch_size, function)
@@ -248,8 +250,6 @@ def vocabulary_shift(
     Raises:
         InputError: another wording that cannot be embedded.
     """
-    if frames.classes:
-        raise InputError("the frames have other classes than CamVid's (dataset.json)")
     if "own" in wordings:
         raise InputError("wording 'own' is that of training: give the other another name")
     own = {name: [" | ".join(prompts)] for name, prompts in model.prompts.items()}

@@ -70,11 +70,11 @@ class Experiment:
     encoder_lr: float = _setting(1e-4, "learning rate of the encoder, if trained", 0, 1e3)
     encoder_weight_decay: float = _setting(2.5e-5, "weight decay of the encoder", 0, 1e3)
     final_lr_fraction: float = _setting(1 / 400, "learning rate at the end, as a share", 0, 1)
-    train_split: str = _setting("trainval", "trained on", choices=(*SPLITS, "none"))
+    train_split: str = _setting("trainval", "trained on", choices=SPLITS)
     test_split: str = _setting("test", "evaluated on", choices=SPLITS)
     limit: int = _setting(0, "frames per split, evenly spaced; 0: all", 0, 1e6)
     score_train: bool = _setting(False, "also evaluate on the training split")
-    score_val: bool = _setting(False, "evaluate on val after each epoch; with train_split=train")
+    score_val: bool = _setting(False, "also score val after each epoch; with train_split=train")
     seed: int = _setting(0, "of initialisation, order and crops", 0, 2**32 - 1)
     # Beyond the thesis; the defaults change nothing.
     held_out: str = _setting("", "classes that are void in training, as in tree,car")
@@ -141,11 +141,9 @@ class Experiment:
                 f"score_val: {self.name} is trained on {self.train_split}: set train_split=train"
             )
         if self.also and (self.model == "swiftnet" or not self.epochs):
-            raise InputError(f"also={self.also!r}: {self.name} has no trained words")
+            raise InputError(f"also={self.also!r}: {self.name} trains nothing with words")
         if self.also and self.held_out:
             raise InputError("also: the other data sets show what held_out leaves out; unset one")
-        if self.train_split == "none" and self.epochs and not self.also:
-            raise InputError("train_split='none': it leaves the data sets in also, which is empty")
         if self.train_stages < 4 and not self.train_encoder:
             raise InputError(f"train_stages={self.train_stages}: set train_encoder=true as well")
         if self.model == "swiftnet" and self.encoder != RESNET18:

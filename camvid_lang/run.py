@@ -188,20 +188,12 @@ def run(
     for note in report.notes:
         print(f"note: {data}: {note}")
     test = _load(data, experiment.test_split, experiment.limit)
-    if test.classes:
-        raise InputError(
-            f"{data} has classes of its own (dataset.json): a run is tested on CamVid's; train on "
-            f"it as well by the setting also={data}"
-        )
-    training = whole = None
-    if experiment.train_split == "none":
-        training = Frames(test.images[:0], test.labels[:0], ())
-    elif experiment.epochs:
-        training = whole = _load(data, experiment.train_split, experiment.limit)
+    training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
+    whole = training
     others = [_load_other(folder, experiment) for folder in experiment.other_data]
     if training and experiment.held_out:
         training = _make_void(training, experiment.held_out_classes)
-    for frames in (whole or test, *(other.training for other in others)):
+    for frames in (training or test, *(other.training for other in others)):
         experiment = _fit_crop(experiment, frames)
     names = [report.name, *(other.name for other in others)]
     if len({*names}) < len(names):
@@ -242,8 +234,10 @@ def run(
                 return _read_finished(experiment, out, about, about_data)
             model, text_encoder = build_model(experiment, prompts)
             model, history, train_miou = to_device(model, where), [], None
-            text = [_embed(other.training, text_encoder, model).to(where) for other in others]
-            if training is not None:
+            text = [_embed(x.training, text_encoder, model.text).to(where) for x in others]
+            if others:
+                model.add_anchors(torch.cat(text))
+            if training:
                 training = training.to(where)
                 more = [(x.training.to(where), t) for x, t in zip(others, text, strict=True)]
                 val = _load(data, "val", experiment.limit) if experiment.score_val else None
@@ -261,7 +255,7 @@ def run(
                 other.name: evaluate(model, other.test, desc=f"{name}: {other.name}", text=matrix)
                 for other, matrix in zip(others, text, strict=True)
             }
-            if experiment.score_train and whole:
+            if experiment.score_train and training:
                 desc = f"{name}: {experiment.train_split}"
                 train_miou = evaluate(model, whole, desc=desc)["miou"]
             seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
@@ -294,11 +288,11 @@ def run(
                 copies.finish()
 
 
-def _load(data: str | Path, split: str, limit: int) -> Frames:
+def _load(data: str | Path, split: str, limit: int, any_classes: bool = False) -> Frames:
     """The frames of a split; what it warns of is in the notes of `verify`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return load_camvid(data, split, limit or None)
+        return load_camvid(data, split, limit or None, any_classes)
 
 
 @dataclass(frozen=True)
@@ -310,22 +304,23 @@ class _Other:
     test: Frames
 
     def about(self) -> dict:
-        """What identifies it, with the number of frames."""
+        """What identifies it, and the number of frames."""
         digests = {"digest": self.test.digest, "train_digest": self.training.digest}
-        return {"name": self.name, "train_frames": len(self.training), **digests}
+        return {"train_frames": len(self.training), **digests}
 
 
 def _load_other(folder: str, experiment: Experiment) -> _Other:
-    report, split = verify(folder), experiment.train_split
-    split = "trainval" if split == "none" else split
-    frames = (_load(folder, part, experiment.limit) for part in (split, experiment.test_split))
-    return _Other(report.name, *frames)
+    report = verify(folder)
+    for note in report.notes:
+        print(f"note: {folder}: {note}")
+    splits = experiment.train_split, experiment.test_split
+    return _Other(report.name, *(_load(folder, x, experiment.limit, True) for x in splits))
 
 
-def _embed(frames: Frames, text_encoder: TextEncoder, model: SegmentationModel) -> Tensor:
-    """(K, C) text embeddings of the classes of a data set; CamVid's are those of the model."""
+def _embed(frames: Frames, text_encoder: TextEncoder, camvid: Tensor) -> Tensor:
+    """(K, C) text embeddings of the classes of a data set; `camvid` are those of CamVid's."""
     if not frames.classes:
-        return model.text
+        return camvid.cpu()
     prompts = {name: [part.strip() for part in name.split("|")] for name in frames.classes}
     return embed_classes(prompts, text_encoder)
 
@@ -537,6 +532,8 @@ def load_run(
         raise _other_content(folder, experiment, "weights")
     averaged = state.get("average", {}).get("weights", {})
     model.load_trained_state({**state["model"], **averaged})
+    if len(identity.get("also", ())):
+        model.add_anchors(identity["also"])
     return model.eval(), experiment, None if swiftnet else LazyTextEncoder(make_text_encoder)
 
 

@@ -103,9 +103,9 @@ comparison(first.images[0], first.labels[0], guesses, first.names[0])
 #    54.3 to 54.6 %. And here?
 # 5. Set `SETTINGS` to `train_split=train, score_val=true`. The dotted curve is the mIoU on frames that
 #    were not trained on: when does it stop rising?
-# 6. Have you another data set, with other classes? Bring it to CamVid's layout, list its classes in its
-#    `dataset.json` (`{"classes": ["road", "car | lorry"]}`), and set `SETTINGS` to `also=FOLDER`: both
-#    are trained on, each crop with the words of its own set. Two sets of drawn scenes, with 11 and
+# 6. Do you have another data set, with other classes? Bring it to CamVid's layout, list its classes in its
+#    `dataset.json` (`{"classes": ["road", "car | lorry"]}`), set `RUNS` to `full-names` and `SETTINGS` to
+#    `also=FOLDER`: both are trained on, each crop with the words of its own set. Two sets of drawn scenes, with 11 and
 #    with 7 classes: a model of both has 51.0 and 62.9 % mIoU on them, one of the first alone 50.7 and
 #    55.9, one of the second alone 19.4 and 64.6 (`benchmarks/joint.json`).
 #

@@ -127,12 +127,12 @@ def test_training_on_two_sets_is_scored_on_both_and_known_by_their_content(
     assert found["also"]["coarse"]["iou"].keys() == {"plant", "car | lorry"}
     assert np.array(found["also"]["coarse"]["confusion"]).shape == (3, 3)
     assert found["data"]["also"][0]["train_frames"] == 8
-    assert "trained on coarse too" in (tmp_path / "run" / "report.html").read_text()
+    assert "also trained on coarse" in (tmp_path / "run" / "report.html").read_text()
     text = load(tmp_path / "run", device="cpu")
-    frames = load_camvid(other, "test")
+    frames = load_camvid(other, "test", any_classes=True)
     again = evaluate(text.model, frames, text=torch.from_numpy(text.embed(WORDS)))
     assert again["miou"] == found["also"]["coarse"]["miou"]
-    with pytest.raises(InputError, match="other classes than CamVid's"):
+    with pytest.raises(InputError, match="the frames have 2 classes"):
         evaluate(text.model, frames)
     moved = shutil.move(other, tmp_path / "moved")
     assert main([*command[:-1], f"also={moved}"]) == 0
@@ -140,29 +140,34 @@ def test_training_on_two_sets_is_scored_on_both_and_known_by_their_content(
     Image.fromarray(2 - np.array(Image.open(label))).save(label)
     assert main([*command[:-1], f"also={moved}"]) == 1
     assert "data sets of also differ" in capsys.readouterr().err
-    alone = ["--set", "train_split=none", "--fresh"]
-    assert main([*command[:-1], f"also={moved}", *alone]) == 0
-    assert read_results(tmp_path / "run" / "results.json")["data"]["train_frames"] == 0
+    assert len(text.model.anchors) == 13
     assert main(["run", "frozen-names", *options, "--data", str(moved)]) == 1
-    assert "classes of its own" in capsys.readouterr().err
+    assert "other classes than CamVid's" in capsys.readouterr().err
+    assert main(["data", "convert", str(moved), str(tmp_path / "new")]) == 1
+    assert "other classes than CamVid's" in capsys.readouterr().err
+    label = next((moved / "valannot").iterdir())
+    Image.fromarray(np.full((96, 128), 3, np.uint8)).save(label)
+    assert main(["data", "verify", str(moved)]) == 1
+    assert "id 3 is not in 0..2" in capsys.readouterr().out
 
 
 WORDS = {"plant": ["plant"], "car": ["car", "lorry"]}
 
 
-@pytest.mark.parametrize("classes", ["road", ["road"], ["road", "road"], ["road", 3], [" ", "a"]])
+@pytest.mark.parametrize(
+    "classes", ["road", ["road"], ["road", "Road "], ["road", 3], [" ", "a"], ["car |", "road"]]
+)
 def test_other_classes_of_a_set_are_checked(classes, tiny_dataset):
     (tiny_dataset / "dataset.json").write_text(json.dumps({"classes": classes}))
-    with pytest.raises(InputError, match="give a list of 2 to 200 different texts"):
+    with pytest.raises(InputError, match="give 2 to 200 different texts"):
         load_camvid(tiny_dataset, "test")
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("swiftnet", {"also": "x"}, "no trained words"),
+        ("swiftnet", {"also": "x"}, "trains nothing with words"),
         ("held-out", {"also": "x"}, "unset one"),
-        ("full-names", {"train_split": "none"}, "also, which is empty"),
         ("full-names", {"score_val": True}, "set train_split=train"),
     ],
 )

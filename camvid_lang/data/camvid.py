@@ -421,11 +421,13 @@ def read_card(root: Path, problems: list[str]) -> Card:
     try:
         content = {**json.loads(card.read_bytes())}
         classes = content.pop("classes", [])
-        words = isinstance(classes, list) and all(isinstance(x, str) and x.strip() for x in classes)
-        if not words or len(classes) == 1 or len({*classes}) < len(classes) or len(classes) > 200:
-            raise InputError("classes: give a list of 2 to 200 different texts, by id")
+        words = isinstance(classes, list) and all(isinstance(x, str) for x in classes)
+        plain = [" ".join(name.lower().split()) for name in classes] if words else []
+        empty = any(not part.strip() for name in plain for part in name.split("|"))
+        if not words or empty or len({*plain}) < len(plain) or not 2 <= len(plain or "ab") <= 200:
+            raise InputError('classes: give 2 to 200 different texts, ["road", "car | van", ...]')
         ids = {k: content[k] for k in LabelIds._fields if k in content}
-        options = LabelIds(**ids, classes=len(classes) or NUM_CLASSES).check()
+        options = LabelIds(**ids, classes=len(classes)).check()
         name = str(content["name"]) if "name" in content else None
         return Card(name, options, tuple(classes))
     except FileNotFoundError:
@@ -448,8 +450,9 @@ def verify(root: str | Path, options: LabelIds | None = None) -> DataReport:
     """
     root = Path(root)
     pairs, problems = _find_pairs(root, FOLDERS)
-    named, own_options, _ = read_card(root, problems)
-    values, size, unreadable = _read_pairs(pairs, partial(pixels, options=options or own_options))
+    named, own_options, classes = read_card(root, problems)
+    options = (options or own_options)._replace(classes=len(classes))
+    values, size, unreadable = _read_pairs(pairs, partial(pixels, options=options))
     problems += unreadable
     differences = _differences(pairs, FOLDERS, values)
     is_camvid = differences is not None
@@ -476,7 +479,12 @@ def raise_problems(problems: Sequence[str], root: Path | None = None) -> None:
         raise InputError(text + (hint if root and more > 0 else ""))
 
 
-def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = None) -> Frames:
+def load_camvid(
+    root: str | Path,
+    split: str = "trainval",
+    limit: int | None = None,
+    any_classes: bool = False,
+) -> Frames:
     """Decode a split into memory.
 
     The last two splits are kept and returned again while their files have not changed, so do not
@@ -486,10 +494,11 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
         root: folder in the layout described at the top of this module.
         split: "train", "val", "trainval" (train, then val) or "test"; frames are sorted by name.
         limit: take only so many frames, evenly spaced.
+        any_classes: also a data set whose dataset.json gives it other classes than CamVid's.
 
     Raises:
-        InputError: with the first eight of all problems. CamVid with other frames than the
-            release's is a warning only.
+        InputError: with the first eight of all problems; other classes. CamVid with other frames
+            than the release's is a warning only.
 
     Example:
         >>> load_camvid("data/camvid", "test").images.shape  # doctest: +SKIP
@@ -502,6 +511,11 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
     root = Path(root)
     pairs, problems = _find_pairs(root, SPLITS[split])
     _, options, classes = read_card(root, problems)
+    if classes and not any_classes:
+        raise InputError(
+            f"{root}: dataset.json gives it other classes than CamVid's: train on it as well, by "
+            "the setting also, or choose another folder"
+        )
     for text in _differences_as_text(_differences(pairs, SPLITS[split], {}) or {}):
         warnings.warn(f"{root}: {text}", stacklevel=2)
     names = [*pairs]

@@ -279,7 +279,10 @@ def _write(
     problems: list[str] = []
     pairs = _find_pairs(layout, problems)
     if layout.name == "SegNet":
-        read_ids = partial(decode, options=options or read_card(layout.root, problems).options)
+        card = read_card(layout.root, problems)
+        if card.classes:
+            raise InputError(f"{layout.root}: dataset.json gives it other classes than CamVid's")
+        read_ids = partial(decode, options=options or card.options)
     else:
         colours, options = _read_colours(layout), options or PLAIN
         if not options.from_zero:

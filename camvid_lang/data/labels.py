@@ -40,13 +40,18 @@ FROM_ONE = (
 class LabelIds(NamedTuple):
     """How grey values are counted; the options of `read_label`.
 
-    With another number of classes than CamVid's, ids are 0..classes, of which the last is void.
+    With `classes`, their number in a set whose classes are not CamVid's, the last of the ids
+    0..classes is void.
     """
 
     void: int | None = None
     first_id: int = 0
     unknown_void: bool = False
-    classes: int = NUM_CLASSES
+    classes: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.classes or NUM_CLASSES
 
     @property
     def from_zero(self) -> bool:
@@ -62,9 +67,9 @@ class LabelIds(NamedTuple):
                 f"{self.unknown_void!r}: a whole number in 0..65535, one in 0..200, and true or "
                 "false are needed"
             )
-        if self.void is not None and 0 <= self.void - self.first_id < self.classes:
+        if self.void is not None and 0 <= self.void - self.first_id < self.count:
             index = self.void - self.first_id
-            name = CLASSES[index] if self.classes == NUM_CLASSES else f"class {index}"
+            name = f"class {index}" if self.classes else CLASSES[index]
             raise InputError(
                 f"void {self.void} is the id of {name} if ids count "
                 f"from {self.first_id}; for ids from 1 give first_id 1 as well"
@@ -162,20 +167,20 @@ def parse_label(path: str | Path, options: LabelIds = PLAIN) -> tuple[np.ndarray
         raise InputError(f"{path}: a colour image of 16 bits per channel; {AS_GREY}")
     if image.mode == "LA" or _palette(image) == [(i, i, i) for i in range(256)]:
         return _from_grey(path, np.array(image.getchannel(0)), options)
-    if options.classes != NUM_CLASSES:
+    if options.classes:
         raise InputError(f"{path}: colours are known for CamVid's classes only; {AS_GREY}")
     return _from_colours(path, image, options)
 
 
 def _from_grey(path: Path, values: np.ndarray, options: LabelIds) -> tuple[np.ndarray, int]:
-    first, last = options.first_id, options.first_id + options.classes - 1
+    first, last = options.first_id, options.first_id + options.count - 1
     void = last + 1 if options.void is None else options.void
-    if (first, void) == (0, options.classes) and values.min() >= 0 and values.max() <= void:
+    if (first, void) == (0, options.count) and values.min() >= 0 and values.max() <= void:
         return values.astype(np.uint8, copy=False), 0
     ids = np.full(values.shape, UNKNOWN, np.uint8)
     is_class = (values >= first) & (values <= last)
     ids[is_class] = values[is_class] - first
-    ids[(values == void) | (values == 255)] = options.classes
+    ids[(values == void) | (values == 255)] = options.count
     wrong = np.unique(values[ids == UNKNOWN]).tolist()
     if wrong and not (options.unknown_void and (ids != UNKNOWN).any()):
         named = f"ids {', '.join(map(str, wrong[:6]))} are" if wrong[1:] else f"id {wrong[0]} is"
@@ -184,7 +189,7 @@ def _from_grey(path: Path, values: np.ndarray, options: LabelIds) -> tuple[np.nd
             f"(void is {void}; found {values.min()}..{values.max()}); "
             f"{FROM_ONE if wrong in ([last + 2], [0]) else CONVERT}"
         )
-    return ids.clip(max=options.classes), int((ids == UNKNOWN).sum())
+    return ids.clip(max=options.count), int((ids == UNKNOWN).sum())
 
 
 def _palette(image: Image.Image) -> list[tuple[int, ...]]:

@@ -24,11 +24,11 @@ Results = Mapping[str, Mapping]
 
 
 def is_camvid(result: Mapping) -> bool:
-    """Whether a result was measured on all 233 test frames of CamVid, none of them trained on."""
+    """Whether a result is of all 233 test frames of CamVid, trained on no other frames than its."""
     data, settings = result["data"], result["settings"]
     splits = settings.get("test_split", "test"), settings.get("train_split") == "test"
     whole = data["name"].lower() == "camvid" and data["complete"] is True
-    return whole and splits == ("test", False)
+    return whole and splits == ("test", False) and not data.get("also")
 
 
 def _is_thesis_encoder(result: Mapping) -> bool:
@@ -208,7 +208,7 @@ def findings(results: Results) -> list[str]:
     for name, result in results.items():
         for other, scored in result.get("also", {}).items():
             found.append(
-                f"{name} was trained on {other} too, and has mIoU {shown(scored['miou'])} % there "
+                f"{name} was also trained on {other}, and has mIoU {shown(scored['miou'])} % there "
                 f"over {len(scored['iou'])} classes."
             )
     return found

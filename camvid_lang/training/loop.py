@@ -54,13 +54,13 @@ def train(
         about: plain data kept with the checkpoints' identity.
         others: further data sets, each with the text embeddings (K, C) of its own classes. Batches
             are drawn from all sets as if they were one, and a crop is compared with the words of
-            its own set, as in "multi-dataset" training with language (Lambert et al., "MSeg", 2020,
-            had to merge classes by hand).
+            its own set. Without language classes are merged by hand, as in MSeg (Lambert et al.,
+            2020).
         val: scored after each epoch, with the weights as they are (not averaged).
 
     Returns:
         History, one entry per epoch: epoch (from 1), loss, miou (percent, over the epoch's own
-        training crops), lr, seconds; with `val`, its mIoU as miou_val.
+        training crops, of `frames` only), lr, seconds; with `val`, its mIoU as miou_val.
 
     Raises:
         InputError: a checkpoint of another run, or one that cannot be written; a loss that is not
@@ -409,12 +409,12 @@ def _digest(sets: Sequence[Frames]) -> str:
 
 
 def frozen_state(model: SegmentationModel) -> dict:
-    """What training starts from: the digest of the untrained encoder and the text matrix."""
+    """What training starts from: the digest of the untrained encoder and the text matrices."""
     digest = hashlib.sha256()
     for value in model.encoder.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy())
-    text = getattr(model, "text", torch.zeros(0))
-    return {"encoder": digest.hexdigest(), "text": text.detach().cpu()}
+    text, also = (getattr(model, x, torch.zeros(0)) for x in ("text", "more_anchors"))
+    return {"encoder": digest.hexdigest(), "text": text.cpu(), "also": also.cpu()}
 
 
 def same_text(one: Tensor, other: Tensor) -> bool:
@@ -432,6 +432,9 @@ def changed_content(stored: dict, current: dict) -> list[str]:
         "weights: those of the encoder differ": stored.get("encoder") != current["encoder"],
         "text_set, text_bank or weights: the text embeddings differ": not same_text(
             stored.get("text", torch.zeros(0)), current["text"]
+        ),
+        "also: the text embeddings differ": not same_text(
+            stored.get("also", current["also"][:0]), current["also"]
         ),
     }
     return [what for what, different in differs.items() if different]
