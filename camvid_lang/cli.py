@@ -218,8 +218,9 @@ def score(args: argparse.Namespace) -> None:
     from camvid_lang.evaluation import ABSENT_CLASS_RULE
     from camvid_lang.evaluation import score as score_folders
 
-    ids = _label_ids(args) or ()
-    found = score_folders(args.predictions, args.labels, *ids, ids_of=args.ids_of)
+    ids = _label_ids(args)
+    ids = {key: getattr(ids, key) for key in ("void", "first_id", "unknown_void")} if ids else {}
+    found = score_folders(args.predictions, args.labels, **ids, ids_of=args.ids_of)
     if args.json:
         print(json.dumps(found, indent=1))
         return

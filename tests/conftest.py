@@ -21,8 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: what is marked slow runs last."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Fast tests first; then what is marked slow, by its seconds if given, the longest first."""
+
+    def seconds(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("slow")
+        return 0 if marker is None else 1 / sum(marker.args, start=1)
+
+    items.sort(key=seconds)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def test_the_largest_batch_is_within_the_budget(most):
     assert len(asked) < 14
 
 
-@pytest.mark.slow
+@pytest.mark.slow(43)
 def test_the_exact_head_is_faster_and_takes_less_memory(tmp_path, monkeypatch, capsys):
     cases = [Case("head", style, "swiftnet", 1, device="cpu") for style in bench.STYLES]
     monkeypatch.setattr(bench, "compare", lambda *_: cases)

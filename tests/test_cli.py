@@ -110,7 +110,7 @@ def test_what_predict_writes_has_the_score_of_the_run(name, finished, tmp_path, 
     assert "is not empty" in again
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {*THESIS_ROWS}))  # those: test_notebooks
 def test_every_experiment_runs_on_the_smoke_profile(name, finished, tmp_path):
     assert smoke(name, finished / "data", tmp_path / name) == 0
@@ -494,7 +494,7 @@ def test_data_verify_and_download(tiny_dataset, tmp_path, capsys, error_of):
 
 
 @pytest.mark.camvid
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_data_download_from_a_folder(camvid, tmp_path, capsys):
     assert main(["data", "download", str(tmp_path / "camvid"), "--from", str(camvid)]) == 0
     assert "367 train, 101 val, 233 test" in capsys.readouterr().out

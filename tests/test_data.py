@@ -585,7 +585,7 @@ def test_changed_labels_of_the_real_camvid_are_named(own_camvid: Path, capsys) -
 
 
 @pytest.mark.camvid
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_shifted_labels_and_halved_frames_of_the_real_camvid(
     camvid: Path, own_camvid: Path
 ) -> None:

@@ -322,7 +322,7 @@ def test_imagenet_weights_of_resnet18_load(resnet18_weights):
     assert encoder.network.conv1.weight.abs().mean() > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_the_real_architecture_runs_from_a_local_file(tmp_path):
     """ConvNeXt-Base of open_clip, random weights in a file of open_clip's format, 360x480."""
     torch.manual_seed(0)

@@ -47,7 +47,7 @@ def untrained(name, **settings):
     return Segmenter(model.eval(), experiment, text_encoder)
 
 
-@pytest.mark.slow  # torch.export derives every layer's size as an expression of H and W
+@pytest.mark.slow(50)  # torch.export derives every layer's size as an expression of H and W
 def test_text_vectors_are_an_input(tmp_path, capsys):
     path = str(tmp_path / "demo.onnx")
     assert main(["export", "demo", path, "--text-input"]) == 0
@@ -59,7 +59,7 @@ def test_text_vectors_are_an_input(tmp_path, capsys):
     assert f"text: {about['text']}" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.parametrize(
     ("name", "classes", "scores"),
     # As in `segment`, words that are all the run's own are compared by cosine.
@@ -73,7 +73,7 @@ def test_own_classes_are_part_of_the_file(name, classes, scores, tmp_path):
     assert scores in about["scores"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_words_are_part_of_the_file(tmp_path):
     path, words = str(tmp_path / "x.onnx"), "road, car|lorry, sky, house"
     # The upsampler has not the text's width: a projection.

@@ -89,7 +89,7 @@ def execute(name, folder, before="", environment=(), **choices):
     return text
 
 
-@pytest.mark.slow
+@pytest.mark.slow(0.2)  # notebooks last, the longest of them first
 def test_all_six_run_in_order(tmp_path):
     printed = {name: execute(name, tmp_path) for name in NAMES}
     analysis = printed["05_analysis"]
@@ -124,7 +124,7 @@ sys.path[:] = [p for p in sys.path if "__editable__" not in p and p != {repo!r}]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(0.1)
 def test_in_colab_training_goes_on_from_drive_on_a_new_machine(tmp_path):
     (tmp_path / "site" / "google" / "colab").mkdir(parents=True)
     (tmp_path / "site" / "google" / "colab" / "__init__.py").write_text(COLAB)

@@ -57,7 +57,7 @@ def test_imports_go_one_way(path):
             )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_every_module_imports_without_unix_modules():
     code = (
         "import importlib, sys\n"

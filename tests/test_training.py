@@ -228,7 +228,7 @@ def test_averaged_weights_resume_exactly_and_are_used(tiny_dataset, tmp_path):
     assert averaged["confusion"] != plain["confusion"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(36)
 def test_two_processes_compute_what_one_does(tiny_dataset, tmp_path):
     """With torch's gloo backend. The adapter has no BatchNorm, which torch synchronises on GPUs."""
     settings = {"epochs": 3, "limit": 0, "batch_size": 4, "input_scale": 1.5}

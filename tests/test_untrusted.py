@@ -240,7 +240,7 @@ def test_damaged_text_banks(steps, tmp_path_factory):
         assert TextBank(path).encode(["car"]).isfinite().all()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @fuzz(25)
 @given(steps=changes)
 def test_damaged_weights(steps, tmp_path_factory):
