@@ -62,6 +62,7 @@ from camvid_lang.training.mirror import CHECKPOINTS, Mirror
 __all__ = ["Session", "ask", "other_words", "panel", "similar", "start"]
 
 DATA_SETS = ("camvid", "scenes")
+SCENE_EPOCHS = 6  # on drawn scenes with the profile `cpu`: some three minutes for a notebook
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 MAX_SIDE = 512  # pixels of the heat maps
 # The notebook that runs an experiment, by the beginning of the experiment's name.
@@ -151,7 +152,8 @@ class Session:
     def configure(self, name: str) -> Experiment:
         """The experiment `name` with this session's profile and settings."""
         # Drawn scenes are smaller than CamVid's frames: the settings of the demo suit them better.
-        suited = demo_settings(name) if self.data.name == "scenes" and self.profile == "cpu" else {}
+        on_scenes = self.data.name == "scenes" and self.profile == "cpu"
+        suited = demo_settings(name, SCENE_EPOCHS) if on_scenes else {}
         chosen = {} if name.startswith("bilinear") else self.settings  # which is not trained
         return configure(name, **{"profile": self.profile, **suited, **chosen})
 
