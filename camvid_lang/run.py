@@ -235,8 +235,6 @@ def run(
             model, text_encoder = build_model(experiment, prompts)
             model, history, train_miou = to_device(model, where), [], None
             text = [_embed(x.training, text_encoder, model.text).to(where) for x in others]
-            if others:
-                model.add_anchors(torch.cat(text))
             if training:
                 training = training.to(where)
                 more = [(x.training.to(where), t) for x, t in zip(others, text, strict=True)]
@@ -532,8 +530,6 @@ def load_run(
         raise _other_content(folder, experiment, "weights")
     averaged = state.get("average", {}).get("weights", {})
     model.load_trained_state({**state["model"], **averaged})
-    if len(identity.get("also", ())):
-        model.add_anchors(identity["also"])
     return model.eval(), experiment, None if swiftnet else LazyTextEncoder(make_text_encoder)
 
 

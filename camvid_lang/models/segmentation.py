@@ -164,11 +164,6 @@ class LanguageModel(SegmentationModel):
         super().__init__(encoder, train_encoder)
         self.temperature = temperature
         self.register_buffer("text", text, persistent=False)
-        self.register_buffer("more_anchors", text[:0], persistent=False)
-
-    def add_anchors(self, text: Tensor) -> None:
-        """Text embeddings (k, C) of further classes that are trained, of other data sets."""
-        self.more_anchors = text.to(self.text)
 
     # (D, C), from the features to the space of the text embeddings; None: they lie there already.
     projection: Tensor | None = None
@@ -248,7 +243,7 @@ class LanguageModel(SegmentationModel):
     def anchors(self) -> Tensor:
         """(k, C) text embeddings of the classes that were trained."""
         seen = [i for i in range(len(self.text)) if i not in self.unseen]
-        return torch.cat([self.text[seen], self.more_anchors])
+        return self.text[seen]
 
 
 class Bilinear(LanguageModel):

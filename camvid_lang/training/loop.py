@@ -75,6 +75,7 @@ def train(
         )
     trainer = Trainer(model, experiment, device, _digest(sets))
     trainer.identity |= about or {}
+    trainer.identity["also"] = [matrix.cpu() for matrix in text[1:]]
     history = trainer.resume(checkpoints)
     name, epochs, size = experiment.name, experiment.epochs, experiment.batch_size
     steps, done = number_of_batches(sum(map(len, sets)), size), len(history)
@@ -100,7 +101,9 @@ def train(
                 colour_jitter=experiment.colour_jitter,
             ):
                 check_signals()
-                images, labels = map(torch.cat, zip(*parts.values(), strict=True))
+                images, labels = next(iter(parts.values()))
+                if parts.keys() != {0}:
+                    images, labels = map(torch.cat, zip(*parts.values(), strict=True))
                 images, labels = (x[rank() :: world_size()] for x in (images, labels))
                 words = [(len(parts[i][1]), text[i]) for i in parts] if others else ()
                 loss, output = trainer.step(images, labels, words)
@@ -149,15 +152,15 @@ def segmentation_loss(
         >>> segmentation_loss(torch.zeros(1, 11, 2, 2), torch.zeros(1, 2, 2), 1.0)  # log(11)
         tensor(2.3979)
     """
-    void = scores_map.shape[1]
-    loss = F.cross_entropy(
-        scores_map.float() / temperature, labels.long(), ignore_index=void, reduction="none"
-    )
-    weights = (labels != void).float()
-    if boundary_weight != 1:
-        weights = weights * boundary_weights(labels, boundary_weight)
-        loss = loss * ((1 - (-loss.detach()).exp()) / 2).exp()
-    return (loss * weights).sum() * world_size() / total(weights.sum()).clamp_min(1)
+    logits, void = scores_map.float() / temperature, scores_map.shape[1]
+    counted = labels != void
+    if boundary_weight == 1:
+        loss = F.cross_entropy(logits, labels.long(), ignore_index=void, reduction="sum")
+    else:
+        losses = F.cross_entropy(logits, labels.long(), ignore_index=void, reduction="none")
+        counted = counted * boundary_weights(labels, boundary_weight)
+        loss = (counted * losses * ((1 - (-losses.detach()).exp()) / 2).exp()).sum()
+    return loss * world_size() / total(counted.sum()).clamp_min(1)
 
 
 def boundary_weights(labels: Tensor, weight: float) -> Tensor:
@@ -222,12 +225,14 @@ def training_step(
         if model.unseen:  # neither right nor wrong anywhere
             unseen = outputs[0].new_tensor(model.unseen).long()
             outputs[0] = outputs[0].index_fill(1, unseen, -math.inf)
-        loss = torch.zeros((), device=images.device)
-        for output, part in zip(outputs, labels.split([*map(len, outputs)]), strict=True):
-            share = len(part) / len(labels)
-            loss = loss + share * segmentation_loss(
-                output, part, model.temperature, boundary_weight
-            )
+        sizes = [*map(len, outputs)]
+        losses = [
+            segmentation_loss(output, part, model.temperature, boundary_weight)
+            for output, part in zip(outputs, labels.split(sizes), strict=True)
+        ]
+        loss = losses[0]
+        if words:  # each set counts by its images
+            loss = sum(n * part for n, part in zip(sizes, losses, strict=True)) / len(labels)
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
@@ -409,12 +414,12 @@ def _digest(sets: Sequence[Frames]) -> str:
 
 
 def frozen_state(model: SegmentationModel) -> dict:
-    """What training starts from: the digest of the untrained encoder and the text matrices."""
+    """What training starts from: the digest of the untrained encoder and the text matrix."""
     digest = hashlib.sha256()
     for value in model.encoder.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy())
-    text, also = (getattr(model, x, torch.zeros(0)) for x in ("text", "more_anchors"))
-    return {"encoder": digest.hexdigest(), "text": text.cpu(), "also": also.cpu()}
+    text = getattr(model, "text", torch.zeros(0))
+    return {"encoder": digest.hexdigest(), "text": text.detach().cpu()}
 
 
 def same_text(one: Tensor, other: Tensor) -> bool:
@@ -433,8 +438,8 @@ def changed_content(stored: dict, current: dict) -> list[str]:
         "text_set, text_bank or weights: the text embeddings differ": not same_text(
             stored.get("text", torch.zeros(0)), current["text"]
         ),
-        "also: the text embeddings differ": not same_text(
-            stored.get("also", current["also"][:0]), current["also"]
+        "also: the text embeddings differ": not all(
+            map(same_text, stored.get("also", []), current.get("also", []))
         ),
     }
     return [what for what, different in differs.items() if different]
