@@ -78,7 +78,8 @@ class Harness:
         self.data, self.processes, self.finished = work / "scenes", 0, 0
         write_scenes(self.data, counts={"train": 6, "val": 2, "test": 2}, size=(64, 96))
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["kill_harness"])
+        # Before Python 3.13 the server has not the path to this file, so not "kill_harness".
+        self.context.set_forkserver_preload(["camvid_lang.run"])
         assert self.start(work / "whole", None, after=600, at=None), "the first run did not finish"
         self.expected = Checkpoints(work / "whole" / "checkpoints").newest()[1]
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from camvid_lang.cli import main
+from camvid_lang.data import augment
 from camvid_lang.data import camvid as data
 from camvid_lang.data.augment import batches, joint_batches, number_of_batches, random_crops
 from camvid_lang.data.camvid import Frames, load_camvid, read_image, read_label, verify
@@ -546,6 +547,13 @@ def test_batches_differ_between_epochs() -> None:
     assert first.shape == (30, 6, 6)
     with pytest.raises(InputError, match="batch_size 0"):
         number_of_batches(4, 0)
+
+
+def test_each_process_needs_two_frames_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "world_size", lambda: 2)
+    assert [number_of_batches(count, 4) for count in (4, 7, 8, 12)] == [1, 1, 2, 3]
+    with pytest.raises(InputError, match="batch_size 3: 2 processes need 4 at least"):
+        number_of_batches(6, 3)
 
 
 @pytest.mark.camvid
