@@ -62,7 +62,7 @@ from camvid_lang.training.mirror import CHECKPOINTS, Mirror
 __all__ = ["Session", "ask", "other_words", "panel", "similar", "start"]
 
 DATA_SETS = ("camvid", "scenes")
-SCENE_EPOCHS = 6  # on drawn scenes with the profile `cpu`: some three minutes for a notebook
+SCENE_EPOCHS = 4  # on drawn scenes with the profile `cpu`: some three minutes for a notebook
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 MAX_SIDE = 512  # pixels of the heat maps
 # The notebook that runs an experiment, by the beginning of the experiment's name.
