@@ -308,6 +308,8 @@ class _Other:
 
 
 def _load_other(folder: str, experiment: Experiment) -> _Other:
+    if not Path(folder).is_dir():
+        raise InputError(f"also={experiment.also}: {folder} is not a folder; correct the setting")
     report = verify(folder)
     for note in report.notes:
         print(f"note: {folder}: {note}")

@@ -140,6 +140,8 @@ def test_training_on_two_sets_is_scored_on_both_and_known_by_their_content(
     Image.fromarray(2 - np.array(Image.open(label))).save(label)
     assert main([*command[:-1], f"also={moved}"]) == 1
     assert "data sets of also differ" in capsys.readouterr().err
+    assert main([*command[:-1], "also=nowhere"]) == 1
+    assert "also=nowhere: nowhere is not a folder" in capsys.readouterr().err
     assert torch.equal(text.model.anchors, text.model.text)  # each class once
     assert main(["run", "frozen-names", *options, "--data", str(moved)]) == 1
     assert "other classes than CamVid's" in capsys.readouterr().err
