@@ -30,6 +30,7 @@ def carry(runs: Sequence[str | Path], target: Path = CARRIED) -> None:
         results = read_results(run_folder / "results.json")
         folder = target / results["experiment"]
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        Checkpoints(folder / "checkpoints").clear()
         write_results(folder / "results.json", results)
         figures = read_figures(run_folder / "figures.npz")
         one = {

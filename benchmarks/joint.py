@@ -24,7 +24,7 @@ from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.evaluation import confusion_matrix, scores
 from camvid_lang.experiments import Experiment
 from camvid_lang.models.segmentation import SegmentationModel
-from camvid_lang.models.text import embed_classes
+from camvid_lang.models.text import class_prompts, embed_classes
 from camvid_lang.results import versions
 from camvid_lang.run import build_model
 from camvid_lang.scenes.dataset import write_scenes
@@ -54,11 +54,10 @@ def draw(folder: Path, frames: int) -> tuple[Path, Path]:
 
 def asked_for_coarse(segmenter: cl.Segmenter, test) -> dict[str, float]:
     """mIoU in the coarse words of a model that was trained on the fine ones, in percent."""
-    words = {name: name.split(" | ") for name in COARSE}
     images = [image.permute(1, 2, 0).numpy() for image in test.images]
     found = {}
     for way in ("cosine", "anchored"):
-        ids = [segmenter.segment(image, words, compare=way).ids for image in images]
+        ids = [segmenter.segment(image, [*COARSE], compare=way).ids for image in images]
         pairs = zip(map(torch.from_numpy, ids), test.labels, strict=True)
         found[way] = scores(confusion_matrix(pairs, len(COARSE)), [*COARSE])["miou"]
     return found
@@ -68,7 +67,7 @@ def coarse_alone(experiment: Experiment, coarse: Path) -> SegmentationModel:
     """The model, trained on the coarse set only."""
     model, text_encoder = build_model(experiment)
     frames = cl.load_camvid(coarse, "trainval", any_classes=True)
-    text = embed_classes({name: name.split(" | ") for name in COARSE}, text_encoder)
+    text = embed_classes(class_prompts([*COARSE]), text_encoder)
     none = Frames(frames.images[:0], frames.labels[:0], ())
     with tempfile.TemporaryDirectory() as kept:
         cpu = torch.device("cpu")
@@ -90,7 +89,7 @@ def main(out: str, frames: str = "280", epochs: str = "14") -> None:
         segmenter = cl.load(folder / "fine-alone", device="cpu")
         found["fine"] = {"fine": results["miou"], "coarse": asked_for_coarse(segmenter, test)}
         alone = coarse_alone(longer, coarse)
-        words = torch.from_numpy(segmenter.embed({name: name.split(" | ") for name in COARSE}))
+        words = torch.from_numpy(segmenter.embed([*COARSE]))
         found["coarse"] = {
             "fine": cl.evaluate(alone, cl.load_camvid(fine, "test"))["miou"],
             "coarse": cl.evaluate(alone, test, text=words)["miou"],

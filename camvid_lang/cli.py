@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
     """Train and score one experiment on a data set, or resume it.
 
     Writes OUT/results.json and OUT/report.html. Profiles: thesis (as published, for a GPU), quick
-    (30 epochs of it), cpu (no GPU; a quarter of an hour on CamVid), smoke (seconds, for tests).
+    (30 epochs of it), cpu (no GPU; an hour of a slow core on CamVid), smoke (seconds, for tests).
     Without a model hub:
 
       camvid-lang run full-names --profile cpu --data data/camvid --out runs/full-names \\
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
     On several GPUs, which share each batch: torchrun --nproc_per_node=2 -m camvid_lang run ...
 
     Beyond the thesis: swiftnet-best (mIoU 69.4 % on CamVid test after 220 epochs on a GPU, where
-    swiftnet has 61.4 and 62.5 at the end of its 400) and best, the same with language.
+    swiftnet has 61.4 and 62.5 after 396 of its 400) and best, the same with language.
     """
     from camvid_lang.device import processes, rank
     from camvid_lang.experiments import configure
@@ -409,11 +409,10 @@ def segment(args: argparse.Namespace) -> None:
     that is named (or matches a pattern) becomes OUT/NAME_overlay.mp4, without sound.
     """
     import numpy as np
-    from PIL import Image, PngImagePlugin
+    from PIL import Image
     from tqdm import tqdm
 
     from camvid_lang.data.classes import CLASSES
-    from camvid_lang.evaluation import CLASSES_KEY
     from camvid_lang.models.text import parse_classes
     from camvid_lang.segmenter import NONE_OF_THESE, class_colours, load
 
@@ -444,8 +443,6 @@ def segment(args: argparse.Namespace) -> None:
     segmenter = load(args.run, args.checkpoint, args.device, **places)
     for i, (name, colour) in enumerate(zip(names, class_colours(names), strict=True)):
         print(f"{i:3}  #{bytes(colour).hex()}  {name}")
-    about = PngImagePlugin.PngInfo()
-    about.add_itxt(CLASSES_KEY, "\n".join(names))
     with tqdm(images, unit="image", disable=len(images) == 1, leave=False) as bar:
         for path in bar:
             target = out / f"{path.stem}_overlay.png"
@@ -455,9 +452,7 @@ def segment(args: argparse.Namespace) -> None:
                 tqdm.write(str(target))
                 continue
             result = segmenter.segment(path, args.classes, **options)
-            out.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(result.ids).save(out / f"{path.stem}.png", pnginfo=about)
-            result.overlay(legend=args.legend).save(target)
+            result.save(out / path.stem, legend=args.legend)
             if args.probabilities:
                 found = segmenter.probabilities(result.image, args.classes, **options)
                 if args.probabilities == "npz":

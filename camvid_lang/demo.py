@@ -63,7 +63,7 @@ def demo_settings(name: str, epochs: int = EPOCHS) -> dict:
     """What replaces the `cpu` profile's settings of an experiment on drawn scenes.
 
     Args:
-        epochs: of what the thesis trained for 240; other rows in proportion, or less if slow.
+        epochs: of the frozen rows; see `run_demo` for the others.
     """
     if name.startswith("bilinear"):
         return {}
@@ -73,7 +73,7 @@ def demo_settings(name: str, epochs: int = EPOCHS) -> dict:
         plain = {"batch_size": 8, "temperature": 0.01, "boundary_weight": 1.0}
         return SETTINGS | plain | {"epochs": max(1, epochs // 2)}
     if name.startswith("adapter"):  # no better after more
-        return SETTINGS | {"epochs": math.ceil(epochs / 3)}
+        return SETTINGS | {"epochs": max(1, math.ceil(epochs / 3))}
     return SETTINGS | {"epochs": max(1, epochs * EXPERIMENTS[name].epochs // 240)}
 
 

@@ -360,8 +360,9 @@ def score(
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for name, file in folders[0].items():
-            read = [parse_label(f[name], o) for f, o in zip(folders, options, strict=True)]
-            pair = [torch.from_numpy(_named_ids(file, read[0][0])), torch.from_numpy(read[1][0])]
+            own = _named_ids(file)  # which no options hold for
+            read = [own or parse_label(file, options[0]), parse_label(folders[1][name], options[1])]
+            pair = [torch.from_numpy(ids) for ids, _ in read]
             unknown.extend(count for _, count in read)
             if pair[0].shape != pair[1].shape:
                 own, its = ("x".join(map(str, x.shape[::-1])) for x in pair)
@@ -399,10 +400,18 @@ def _shift_hint(confusion: Tensor, miou: float) -> str:
     return ""
 
 
-def _named_ids(path: Path, ids: np.ndarray) -> np.ndarray:
-    """Class ids of a prediction; what `segment` wrote names its classes, in any order."""
-    with Image.open(path) as file:
-        names = file.info.get(CLASSES_KEY, "").lower().splitlines()
+def _named_ids(path: Path) -> tuple[np.ndarray, int] | None:
+    """As `parse_label` for what `segment` wrote, which names its classes; None for other files."""
+    try:
+        with Image.open(path) as file:
+            names = file.info.get(CLASSES_KEY, "").lower().splitlines()
+            ids = np.array(file) if names else None
+    except Exception:  # Pillow's plugins raise many kinds; `parse_label` says what is wrong
+        return None
+    if ids is None:
+        return None
     if wrong := [name for name in names if name not in CLASSES]:
         raise InputError(f"{path} was segmented into {wrong[0]!r}: leave out --classes to score it")
-    return np.array([CLASSES.index(name) for name in names], np.uint8)[ids] if names else ids
+    if ids.ndim != 2 or ids.max() >= len(names):
+        raise InputError(f"{path} has other ids than those of the classes it names: segment again")
+    return np.array([CLASSES.index(name) for name in names], np.uint8)[ids], 0

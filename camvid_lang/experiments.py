@@ -6,7 +6,7 @@ The settings of an entry are the thesis's; a profile replaces some of them:
 * `quick`: the same with 30 epochs at most. A crop of a frozen-* step takes about 121 GFLOP, so 30
   epochs of CamVid are 1.7 PFLOP: some ten minutes of a T4 (an estimate).
 * `cpu`: no accelerator. ResNet-18 where its weights are given, otherwise the tiny CLIP that the
-  package ships; a narrower upsampler; tens of epochs; about a quarter of an hour on real CamVid.
+  package ships; a narrower upsampler; 16 epochs, about an hour of a slow core on real CamVid.
 * `smoke`: `cpu` on a few frames for one epoch; seconds, for tests.
 """
 
@@ -136,7 +136,9 @@ class Experiment:
             raise InputError(f"held_out={self.held_out!r}: {self.name} has no trained words")
         if len(set(self.held_out_classes)) > NUM_CLASSES - 2:
             raise InputError(f"held_out={self.held_out!r}: leave at least two classes to train on")
-        if self.score_val and (self.train_split != "train" or not self.epochs):
+        if self.score_val and not self.epochs:
+            raise InputError(f"score_val: {self.name} has no epochs after which to score; unset it")
+        if self.score_val and self.train_split != "train":
             raise InputError(
                 f"score_val: {self.name} is trained on {self.train_split}: set train_split=train"
             )

@@ -106,8 +106,9 @@ def start(
         print("no GPU (Colab: Runtime > Change runtime type > T4 GPU)")
     if profile == "auto":
         profile = "thesis" if cuda else "cpu"
-    entries = [entry.partition("=") for entry in settings.split(",") if entry.strip()]
-    chosen = {key.strip(): value.strip() for key, _, value in entries}
+    # A value may have commas too, as in "held_out=tree,car, epochs=10".
+    entries = [x.partition("=") for x in re.split(r",(?=[^,]*=)", settings) if x.strip(" ,")]
+    chosen = {key.strip(" ,"): value.strip(" ,") for key, _, value in entries}
     names, over = ([n.strip() for n in text.split(",") if n.strip()] for text in (runs, fresh))
     for name in ("frozen-names", *names, *over):  # raises before anything is downloaded
         configure(name, **{"profile": profile, **({} if name.startswith("bilinear") else chosen)})
@@ -217,7 +218,8 @@ class Session:
 
     def missing(self) -> str:
         """The thesis's experiments that are not finished, and the notebooks that run them."""
-        absent = [name for name in THESIS_ROWS if name not in self.finished()]
+        finished = self.finished()
+        absent = [name for name in THESIS_ROWS if name not in finished]
         return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
 
     def best(self) -> str:
@@ -435,7 +437,8 @@ def _notes(segmenter: Segmenter, classes: Classes) -> list[str]:
     shown = zip(drawn_names(names), names, strict=True)
     notes += [f"{drawn}: {name}" for drawn, name in shown if drawn != name]
     # A word should be as similar to some class as most classes are to their nearest neighbour.
-    own = segmenter.similarity(segmenter.classes)
+    own = segmenter.embed()
+    own = own @ own.T
     np.fill_diagonal(own, -1)
     usual = np.quantile(own.max(axis=1), 0.25)
     for name, prompts in classes.items():
@@ -519,11 +522,8 @@ def panel(
         if shown:
             name, results = shown
             folder = Path("segmented")
-            folder.mkdir(exist_ok=True)
             for model, found in results.items():
-                stem = folder / (f"{name}_{model}" if several else name)
-                Image.fromarray(found.ids).save(f"{stem}.png")
-                found.overlay(opacity.value).save(f"{stem}_overlay.png")
+                found.save(folder / (f"{name}_{model}" if several else name), opacity.value)
             message.value = f"saved in {html.escape(str(folder.resolve()))}"
 
     def use(change: Bunch) -> None:

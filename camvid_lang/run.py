@@ -321,8 +321,7 @@ def _embed(frames: Frames, text_encoder: TextEncoder, camvid: Tensor) -> Tensor:
     """(K, C) text embeddings of the classes of a data set; `camvid` are those of CamVid's."""
     if not frames.classes:
         return camvid.cpu()
-    prompts = {name: [part.strip() for part in name.split("|")] for name in frames.classes}
-    return embed_classes(prompts, text_encoder)
+    return embed_classes(class_prompts(frames.classes), text_encoder)
 
 
 def _make_void(frames: Frames, classes: Sequence[str]) -> Frames:
@@ -423,8 +422,10 @@ def _file_digests(experiment: Experiment) -> dict[str, str]:
 
 def _digest(files: Sequence[Path]) -> str:
     """SHA-256 of the files' bytes, or "" without files."""
-    content = b"".join(path.read_bytes() for path in files)
-    return hashlib.sha256(content).hexdigest() if files else ""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest() if files else ""
 
 
 def _figure_data(

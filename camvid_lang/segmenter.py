@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, PALETTE, WORDINGS, Wording
 from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import held_out_scores, vocabulary_shift
+from camvid_lang.evaluation import CLASSES_KEY, held_out_scores, vocabulary_shift
 from camvid_lang.experiments import Experiment
 from camvid_lang.models import RESNET18, TINY
 from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class
@@ -100,6 +100,18 @@ class Segmentation:
         from camvid_lang.report.figures import with_legend  # matplotlib takes a second
 
         return with_legend(blended, self.classes, self.colours)
+
+    def save(self, stem: str | Path, alpha: float = 0.6, legend: bool = False) -> Path:
+        """Write STEM.png, the ids, and STEM_overlay.png, whose path is returned.
+
+        The file of ids also names the classes, for `score`.
+        """
+        about, blended = PngImagePlugin.PngInfo(), Path(f"{stem}_overlay.png")
+        about.add_itxt(CLASSES_KEY, "\n".join(self.classes))
+        blended.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.ids).save(f"{stem}.png", pnginfo=about)
+        self.overlay(alpha, legend).save(blended)
+        return blended
 
 
 @dataclass(frozen=True)
@@ -429,8 +441,8 @@ class Segmenter:
         self.need_language()
         if how.compare == "clip" and len(self.model.anchors) and not self.model.has_clip_map:
             raise InputError(
-                f"compare='clip': the encoder of {self.experiment.name} is not CLIP's own, frozen "
-                "one; choose a run of frozen-* or adapter-*, or another compare"
+                f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its text, "
+                "frozen; choose a run of frozen-* or adapter-*, or another compare"
             )
         rows = [len(group) if how.best_prompt else 1 for group in prompts.values()]
         groups = list(prompts.values())

@@ -65,7 +65,6 @@ def clip_text_bank() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Nothing is read from, or left in, the user's caches; no hub is asked."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CAMVID_LANG_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         yield

@@ -13,10 +13,11 @@ import pytest
 from conftest import write_dataset, write_manifest
 from PIL import Image
 
+import camvid_lang
 from camvid_lang import cli
 from camvid_lang.cli import main
 from camvid_lang.data import camvid
-from camvid_lang.data.classes import CLASSES, PALETTE
+from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.experiments import EXPERIMENTS, Experiment
 from camvid_lang.report.thesis import THESIS_ROWS
 
@@ -357,6 +358,24 @@ def test_score_takes_what_segment_wrote(finished, tmp_path, capsys, error_of):
     assert main(list(map(str, ("segment", data / "test", *arguments)))) == 0
     error = error_of("score", tmp_path / "other", data / "testannot")
     assert "was segmented into 'lorry': leave out --classes" in error
+    # What names its classes needs no options; the labels may.
+    (tmp_path / "ones").mkdir()
+    for path in (data / "testannot").iterdir():
+        ids = np.array(Image.open(path)).astype(int)
+        ones = np.where(ids == VOID, 0, ids + 1).astype(np.uint8)
+        Image.fromarray(ones).save(tmp_path / "ones" / path.name)
+    score_ones = ["score", str(tmp_path / "turned"), str(tmp_path / "ones"), "--json"]
+    assert main([*score_ones, "--first-id", "1", "--void", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["miou"] == pytest.approx(expected)
+    # More classes than CamVid has.
+    frame, label = (next((data / folder).iterdir()) for folder in ("test", "testannot"))
+    words = [*CLASSES, "a", "b", "c"]
+    found = camvid_lang.load(run, device="cpu").segment(frame, words)
+    found.save(tmp_path / "many" / "x")
+    (tmp_path / "one").mkdir()
+    shutil.copy(label, tmp_path / "one" / "x.png")
+    error = error_of("score", tmp_path / "many", tmp_path / "one")
+    assert "was segmented into 'a': leave out --classes" in error
     (tmp_path / "own" / "stray_overlay.png").write_bytes(b"")
     assert "stray_overlay.png" in error_of("score", tmp_path / "own", data / "testannot")
 

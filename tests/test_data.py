@@ -385,6 +385,13 @@ def test_unknown_ids_are_void_where_that_is_chosen(tiny_dataset: Path, capsys) -
     assert note in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", ["first-id", "Void", "class"])
+def test_unknown_keys_of_dataset_json_are_refused(tiny_dataset: Path, key: str) -> None:
+    (tiny_dataset / "dataset.json").write_text(json.dumps({"name": "x", key: 1}))
+    with pytest.raises(InputError, match=f"dataset.json: unknown key '{key}' .known: name, note"):
+        load_camvid(tiny_dataset, "train")
+
+
 def test_frames_missing_moved_or_foreign_are_named(release: Path) -> None:
     for suffix in ("", "annot"):
         (release / f"train{suffix}" / "train_000.png").unlink()

@@ -137,3 +137,11 @@ def test_the_loss_is_the_cross_entropy_of_the_tempered_softmax_without_void():
     expected = -(scores / 0.5).log_softmax(dim=1)[n, labels[n, y, x], y, x].mean()
     torch.testing.assert_close(segmentation_loss(scores, labels.byte(), 0.5), expected)
     assert segmentation_loss(scores, torch.full_like(labels, 11).byte(), 0.5) == 0
+
+
+def test_clips_own_map_is_compared_only_with_text_of_its_own_width():
+    clip = load_clip(TINY)
+    for width, has in ((64, True), (512, False)):
+        matrix = F.normalize(torch.randn(11, width), dim=1)
+        adapter = Adapter(DenseCLIPEncoder(clip), matrix, False, 0.01)
+        assert adapter.has_clip_map == has

@@ -112,6 +112,8 @@ def test_start_uses_the_current_folder_or_the_parent_of_notebooks(tmp_path, monk
     assert session.drive is None
     experiment = session.configure("frozen-names")
     assert (experiment.epochs, experiment.lr) == (3, 1e-3)
+    commas = start("smoke", "scenes", settings="held_out=tree, car, epochs=3").settings
+    assert commas == {"held_out": "tree, car", "epochs": "3"}
     assert session.configure("bilinear-names").epochs == 0  # settings are for what is trained
     for folder in ("frozen-names", "frozen-names epochs=3 lr=1e-3", "bilinear-names"):
         finish(session.runs, folder, 30.0)

@@ -43,6 +43,9 @@ class Stub:
         ids = self.cosines(image, classes).argmax(0).astype(np.uint8)
         return Segmentation(image, ids, list(classes))
 
+    def embed(self):
+        return np.linalg.cholesky(0.3 * np.eye(3) + 0.7)  # cosines of 0.7 with each other
+
     def similarity(self, prompts):
         far = np.array(["xylophone" in prompt for prompt in prompts])
         return np.array([0.9, 0.5, 0.3]) - far[:, None]
@@ -132,8 +135,9 @@ def test_the_panel_blends_saves_and_compares(tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "segmented").iterdir()} == {
         f"one_{run}{end}.png" for run in ("one", "two") for end in ("", "_overlay")
     }
-    ids = np.asarray(Image.open(tmp_path / "segmented" / "one_one.png"))
-    np.testing.assert_array_equal(ids, stub.segment(IMAGES["one.png"], ["a", "b"]).ids)
+    saved = Image.open(tmp_path / "segmented" / "one_one.png")
+    np.testing.assert_array_equal(saved, stub.segment(IMAGES["one.png"], ["a", "b"]).ids)
+    assert saved.info["camvid-lang classes"].count("\n") == 1  # two names, for `score`
 
 
 def seven(name, content):

@@ -35,6 +35,10 @@ def test_the_two_text_sets_name_the_eleven_classes():
 def test_lists_and_mappings_are_accepted():
     spaced = {"car": ["car"], "shop  window": ["shop window"]}
     assert class_prompts(["car", "shop  window"]) == spaced
+    several = {"car | lorry": ["car", "lorry"], "tree": ["tree"]}
+    assert class_prompts(["car | lorry", "tree"]) == several
+    with pytest.raises(InputError, match="must be texts that are not empty"):
+        class_prompts(["car |", "tree"])
     mapping = {"vehicle": ["car", "lorry"], "tree": "tree"}
     assert class_prompts(mapping) == {"vehicle": ["car", "lorry"], "tree": ["tree"]}
 

@@ -407,6 +407,9 @@ def _kind(path: Path, value: Pixels) -> str:
 # Data sets
 
 
+CARD_KEYS = {"name", "note", "counts", "size", "digest"}  # which change no label
+
+
 class Card(NamedTuple):
     """What dataset.json says: the set's name, how ids are counted, and classes of its own."""
 
@@ -426,7 +429,11 @@ def read_card(root: Path, problems: list[str]) -> Card:
         empty = any(not part.strip() for name in plain for part in name.split("|"))
         if not words or empty or len({*plain}) < len(plain) or not 2 <= len(plain or "ab") <= 200:
             raise InputError('classes: give 2 to 200 different texts, ["road", "car | van", ...]')
-        ids = {k: content[k] for k in LabelIds._fields if k in content}
+        ids = {k: content[k] for k in ("void", "first_id", "unknown_void") if k in content}
+        if odd := sorted(content.keys() - ids.keys() - CARD_KEYS):
+            raise InputError(
+                f"unknown key {odd[0]!r} (known: name, note, classes, void, first_id, unknown_void)"
+            )
         options = LabelIds(**ids, classes=len(classes)).check()
         name = str(content["name"]) if "name" in content else None
         return Card(name, options, tuple(classes))

@@ -225,9 +225,10 @@ class LanguageModel(SegmentationModel):
 
     @property
     def has_clip_map(self) -> bool:
-        """Whether the encoder is CLIP's own, frozen, beside parts that were trained."""
+        """Whether the encoder is the text's CLIP, frozen, next to parts that were trained."""
         frozen_clip = self.encoder.embeds_in_text_space and not self.train_encoder
-        return frozen_clip and len(self.anchors) > 0
+        same_width = self.encoder.channels[-1] == self.text.shape[1]
+        return frozen_clip and same_width and len(self.anchors) > 0
 
     def agreement(self, cosines: Tensor, text: Tensor) -> Tensor:
         """That of `match`, from the cosines of pixels with `anchors` and then with `text`."""

@@ -43,8 +43,8 @@ def class_prompts(
 
     Args:
         classes: `names` or `descriptions` of CamVid's 11 classes; the path of a file, see
-            `parse_classes`; a list of prompts, each a class of its own; or a mapping from class to
-            a prompt or several.
+            `parse_classes`; a list of classes, as in ["car | lorry", "tree"] with two prompts for
+            the first; or a mapping from class to a prompt or several.
 
     Raises:
         InputError: an unreadable file, no classes, an empty prompt, two classes of one name or of
@@ -69,7 +69,7 @@ def class_prompts(
         return _collect(classes.items())
     if not isinstance(classes, Sequence):
         raise InputError(f"classes are a list, a mapping or a text, not {type(classes).__name__}")
-    return _collect((name, name) for name in classes)
+    return _collect((x, x.split("|") if isinstance(x, str) else x) for x in classes)
 
 
 _COMMAS = ",，、،"

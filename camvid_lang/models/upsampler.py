@@ -17,6 +17,9 @@ __all__ = [
 ]
 
 
+GRIDS = (6, 3, 2, 1)  # rows of each level of the pyramid; columns follow the map's aspect ratio
+
+
 class BNReLUConv(nn.Module):
     """BatchNorm -> ReLU -> convolution without bias, which keeps height and width."""
 
@@ -52,7 +55,6 @@ class SpatialPyramidPooling(nn.Module):
         out_channels: channels of the result.
         bottleneck: channels after the first 1x1 unit (512 in the thesis).
         level_channels: channels each pooled level adds (640 or 160 in the thesis).
-        grids: rows of each level's grid; its columns follow the map's aspect ratio.
     """
 
     def __init__(
@@ -61,20 +63,18 @@ class SpatialPyramidPooling(nn.Module):
         out_channels: int,
         bottleneck: int,
         level_channels: int,
-        grids: Sequence[int] = (6, 3, 2, 1),
     ):
         super().__init__()
-        self.grids = tuple(grids)
         self.bottleneck = BNReLUConv(in_channels, bottleneck)
-        self.levels = nn.ModuleList(BNReLUConv(bottleneck, level_channels) for _ in self.grids)
-        self.fuse = BNReLUConv(bottleneck + len(self.grids) * level_channels, out_channels)
+        self.levels = nn.ModuleList(BNReLUConv(bottleneck, level_channels) for _ in GRIDS)
+        self.fuse = BNReLUConv(bottleneck + len(GRIDS) * level_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, out_channels, h, w)."""
         x = self.bottleneck(x)
         h, w = x.shape[-2:]
         parts = [x]
-        for rows, level in zip(self.grids, self.levels, strict=True):
+        for rows, level in zip(GRIDS, self.levels, strict=True):
             pooled = level(F.adaptive_avg_pool2d(x, (rows, max(1, round(rows * w / h)))))
             parts.append(F.interpolate(pooled, size=(h, w), mode="bilinear", align_corners=False))
         return self.fuse(torch.cat(parts, dim=1))

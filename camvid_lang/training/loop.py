@@ -204,13 +204,23 @@ def _dilated(x: Tensor, reach: int) -> Tensor:
 
 def make_optimizer(model: SegmentationModel, experiment: Experiment) -> torch.optim.Adam:
     """Adam with one group for the new layers and, when it is trained, one for the encoder."""
-    groups = [(model.decoder_parameters(), experiment.lr, experiment.weight_decay)]
+    groups = [
+        {
+            "params": [*model.decoder_parameters()],
+            "lr": experiment.lr,
+            "weight_decay": experiment.weight_decay,
+        }
+    ]
     if experiment.train_encoder:
-        decay = experiment.encoder_weight_decay
-        trained = [p for p in model.encoder.parameters() if p.requires_grad]
-        groups.append((trained, experiment.encoder_lr, decay))
-    keys = ("params", "initial_lr", "weight_decay")
-    groups = [dict(zip(keys, (list(p), lr, decay), strict=True), lr=lr) for p, lr, decay in groups]
+        groups.append(
+            {
+                "params": [p for p in model.encoder.parameters() if p.requires_grad],
+                "lr": experiment.encoder_lr,
+                "weight_decay": experiment.encoder_weight_decay,
+            }
+        )
+    for group in groups:
+        group["initial_lr"] = group["lr"]
     # Fused: one pass over the weights, and a gradient scaler that does not wait for the device.
     return torch.optim.Adam(groups, fused=True)
 
