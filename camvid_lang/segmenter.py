@@ -441,8 +441,8 @@ class Segmenter:
         self.need_language()
         if how.compare == "clip" and len(self.model.anchors) and not self.model.has_clip_map:
             raise InputError(
-                f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its text, "
-                "frozen; choose a run of frozen-* or adapter-*, or another compare"
+                f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its "
+                "text, frozen; choose a run of frozen-* or adapter-*, or another compare"
             )
         rows = [len(group) if how.best_prompt else 1 for group in prompts.values()]
         groups = list(prompts.values())
