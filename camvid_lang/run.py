@@ -489,7 +489,8 @@ def load_run(
         checkpoint: `last`, the end of training, which results are measured with; or `best`, by mIoU
             over the training crops.
         text_bank: where the run's text bank is now, if it has moved.
-        weights: where the weights of the run's encoder are now, if they have moved.
+        weights: where the weights of the run's encoder are now, if they have moved; of an encoder
+            `local-dir:DIR`, where DIR is.
 
     Raises:
         InputError: no run there, or no such checkpoint; weights or a text bank that are missing or
@@ -504,6 +505,8 @@ def load_run(
     given = {"text_bank": text_bank, "weights": weights}
     given = {key: str(path) for key, path in given.items() if path is not None}
     experiment = replace(restore(state["settings"]), **given)
+    if weights and experiment.encoder.startswith(encoders.FOLDER):  # which the weights lie in
+        experiment = replace(experiment, encoder=f"{encoders.FOLDER}{weights}", weights="")
     trained = experiment.train_encoder
     prompts = identity.get("prompts") or trained_prompts(experiment)
     known = identity.get("files", {})

@@ -294,6 +294,12 @@ def test_a_run_on_a_folder_is_known_by_the_content_of_its_weights(
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().out
     assert camvid_lang.load(tmp_path / "out").similarity(["lorry"]).shape == (1, 11)
+    moved = folder.rename(folder.with_name("moved"))
+    with pytest.raises(InputError, match=r"give the path .--weights PATH"):
+        camvid_lang.load(tmp_path / "out")
+    found = camvid_lang.load(tmp_path / "out", weights=moved)
+    assert found.similarity(["lorry"]).shape == (1, 11)
+    moved.rename(folder)
     state = torch.load(folder / "open_clip_pytorch_model.bin")
     state["visual.head.proj.weight"] *= 2
     torch.save(state, folder / "open_clip_pytorch_model.bin")
