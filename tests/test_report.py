@@ -247,6 +247,11 @@ def test_the_findings_are_those_of_the_results():
     first, second, third, last = findings(EVERYTHING)
     assert first.startswith("The best model with language is full-names: ")
     assert "1.0 points above SwiftNet's" in first
+    assert "trained for" not in first
+    history = EVERYTHING["swiftnet"]["history"]
+    short = {**EVERYTHING["swiftnet"], "history": history[:-1]}
+    first = findings({**EVERYTHING, "swiftnet": short})[0]
+    assert f"(trained for {len(history)} and {len(history) - 1} epochs)." in first
     assert re.findall(r"([\d.]+) %", second) == [
         f"{max(EVERYTHING[name]['miou'] for name in names):.1f}"
         for names in (

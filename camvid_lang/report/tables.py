@@ -180,10 +180,12 @@ def findings(results: Results) -> list[str]:
     miou = {name: results[name]["miou"] for name in same if results[name]["miou"] is not None}
     if "swiftnet" in miou:
         points = miou[best] - miou["swiftnet"]
+        epochs = [len(results[name]["history"]) for name in (best, "swiftnet")]
+        unequal = "" if len({*epochs}) == 1 else " (trained for {} and {} epochs)".format(*epochs)
         than = f"{abs(points):.1f} points {'above' if points > 0 else 'below'} SwiftNet's"
         found.append(
             f"The best model with language is {best}: mIoU {miou[best]:.1f} %, {than} "
-            f"{miou['swiftnet']:.1f} %, which is limited to its 11 classes."
+            f"{miou['swiftnet']:.1f} %, which is limited to its 11 classes{unequal}."
         )
     kinds = ("bilinear", "adapter", "frozen", "full")
     tops = {k: max((v for n, v in miou.items() if n.startswith(k)), default=None) for k in kinds}
