@@ -19,7 +19,7 @@ from camvid_lang.segmenter import load
 LIKE_OTHERS = ("adapter-descriptions", "frozen-descriptions", "full-descriptions")
 
 
-@pytest.mark.slow(66)
+@pytest.mark.slow(100)
 def test_the_demo_runs_its_rows_and_writes_one_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "COUNTS", {"train": 6, "val": 2, "test": 8})
     monkeypatch.setattr(demo, "SETTINGS", {"crop": 64, "batch_size": 4})

@@ -407,7 +407,7 @@ def test_a_signal_ends_the_command_with_one_line(number, code, tiny_dataset, tmp
     assert Checkpoints(out / "checkpoints").newest()
 
 
-@pytest.mark.slow(120)
+@pytest.mark.slow(40)
 def test_killed_anywhere_nothing_is_lost(tmp_path, pytestconfig):
     kills = pytestconfig.getoption("--kills")
     harness = Harness(tmp_path, seed=0)
