@@ -208,7 +208,7 @@ def test_stopped_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_path):
 
 
 def test_averaged_weights_resume_exactly_and_are_used(tiny_dataset, tmp_path):
-    entry = experiment("best", colour_jitter=0.2, crop=64)
+    entry = experiment("best", colour_jitter=0.2, crop=32, width=32)
     whole, _ = trained(entry, tiny_dataset, tmp_path / "whole")
     for epoch in (1, 2):
         with pytest.raises(Stopped):
