@@ -144,8 +144,8 @@ def check_recipe(piece: Piece) -> None:
         scales, jitter = (experiment.scale_min, experiment.scale_max), experiment.colour_jitter
         cut = experiment.batch_size, experiment.crop, trainer.generator, scales, jitter
         while True:
-            for images, labels in batches(frames, *cut):
-                trainer.step(images, labels)
+            for parts in batches([frames], *cut):
+                trainer.step(*parts[0])
                 yield
 
     step, enough = steps(), 0.1 if piece.tiny else 3

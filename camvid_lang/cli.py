@@ -89,7 +89,7 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 def demo(args: argparse.Namespace) -> None:
     """Run all nine experiments of the thesis on drawn scenes, and ask in other words.
 
-    Needs no download and no GPU; 18 minutes on two slow cores. Writes OUT/report.html and
+    Needs no download and no GPU; 20 minutes on two slow cores. Writes OUT/report.html and
     one folder per experiment. With more epochs the scores of thin and rare classes rise far higher.
     """
     from camvid_lang.demo import run_demo

@@ -76,8 +76,8 @@ def test_batches_follow_the_seed():
     data = Frames(images, labels, tuple("abcdef"))
 
     def epoch(seed):
-        found = batches(data, 3, 32, seeded(seed), scales=(0.5, 2), colour_jitter=0.3)
-        return torch.cat([crops for crops, _ in found])
+        found = batches([data], 3, 32, seeded(seed), scales=(0.5, 2), colour_jitter=0.3)
+        return torch.cat([crops for parts in found for crops, _ in parts.values()])
 
     assert epoch(0).shape == (6, 3, 32, 32)
     assert epoch(0).equal(epoch(0))

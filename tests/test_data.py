@@ -22,7 +22,7 @@ from PIL import Image
 from camvid_lang.cli import main
 from camvid_lang.data import augment
 from camvid_lang.data import camvid as data
-from camvid_lang.data.augment import batches, joint_batches, number_of_batches, random_crops
+from camvid_lang.data.augment import batches, number_of_batches, random_crops
 from camvid_lang.data.camvid import Frames, load_camvid, read_image, read_label, verify
 from camvid_lang.data.classes import VOID
 from camvid_lang.data.convert import convert
@@ -520,9 +520,9 @@ def test_batches_hold_every_frame_once(count, batch_size, seed) -> None:
     frames, generator = numbered_frames(count), torch.Generator().manual_seed(seed)
     if count == 1 and batch_size > 1:
         with pytest.raises(InputError, match="at least two frames"):
-            next(batches(frames, batch_size, 4, generator))
+            next(batches([frames], batch_size, 4, generator))
         return
-    epoch = list(batches(frames, batch_size, 4, generator))
+    epoch = [parts[0] for parts in batches([frames], batch_size, 4, generator)]
     assert len(epoch) == number_of_batches(count, batch_size)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     left_out = 1 if batch_size > 1 and count % batch_size == 1 else 0
@@ -536,7 +536,7 @@ def test_batches_hold_every_frame_once(count, batch_size, seed) -> None:
 
 def test_batches_of_several_sets_have_each_frame_once_with_its_own_labels() -> None:
     sets = [numbered_frames(count) for count in (5, 3, 7)]
-    epoch = list(joint_batches(sets, 4, 4, torch.Generator().manual_seed(0)))
+    epoch = list(batches(sets, 4, 4, torch.Generator().manual_seed(0)))
     assert [sum(len(images) for images, _ in parts.values()) for parts in epoch] == [4, 4, 4, 3]
     assert any(len(parts) > 1 for parts in epoch)
     for number, frames in enumerate(sets):
@@ -548,7 +548,7 @@ def test_batches_of_several_sets_have_each_frame_once_with_its_own_labels() -> N
 def test_batches_differ_between_epochs() -> None:
     frames, generator = numbered_frames(30), torch.Generator().manual_seed(1)
     first, second = (
-        torch.cat([labels for _, labels in batches(frames, 6, 0, generator)]) for _ in range(2)
+        torch.cat([parts[0][1] for parts in batches([frames], 6, 0, generator)]) for _ in range(2)
     )
     assert not torch.equal(first, second)
     assert first.shape == (30, 6, 6)

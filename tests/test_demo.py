@@ -9,7 +9,7 @@ from camvid_lang import demo
 from camvid_lang.cli import main
 from camvid_lang.data.classes import VOID
 from camvid_lang.demo import CARRIED
-from camvid_lang.experiments import configure
+from camvid_lang.experiments import EXPERIMENTS, configure
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_figures, read_results
 from camvid_lang.run import run
@@ -49,6 +49,14 @@ def test_the_demo_runs_its_rows_and_writes_one_page(tmp_path, monkeypatch, capsy
     assert "Other words" in page
     words = json.loads((tmp_path / "held-out" / "vocabulary.json").read_text())
     assert words["held_out_scores"]["anchored"]["seen"] > 0
+
+
+def test_rows_train_in_the_proportion_of_the_thesis():
+    for epochs, expected in ((None, (5, 15, 25, 3, 7)), (1, (1, 1, 1, 1, 1))):
+        names = ("adapter-names", "frozen-names", "full-descriptions", "swiftnet", "held-out")
+        found = [demo.demo_settings(name, *[epochs] * bool(epochs))["epochs"] for name in names]
+        assert tuple(found) == expected
+    assert EXPERIMENTS["full-descriptions"].epochs / EXPERIMENTS["frozen-names"].epochs == 5 / 3
 
 
 def test_carried_runs_are_small_and_segment_as_before(finished, tmp_path, monkeypatch):

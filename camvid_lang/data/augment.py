@@ -19,7 +19,6 @@ from camvid_lang.errors import InputError
 __all__ = [
     "batches",
     "jitter_colours",
-    "joint_batches",
     "number_of_batches",
     "random_crops",
     "scaled_crops",
@@ -188,26 +187,6 @@ def number_of_batches(frames: int, batch_size: int) -> int:
 
 
 def batches(
-    frames: Frames,
-    batch_size: int,
-    crop: int | tuple[int, int],
-    generator: torch.Generator,
-    scales: tuple[float, float] = (1.0, 1.0),
-    colour_jitter: float = 0.0,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch: the frames in random order, each at most once, randomly cropped.
-
-    Yields uint8 images (B, 3, h, w) and labels (B, h, w) on the frames' device. B is `batch_size`,
-    or less in the last batch (see `number_of_batches`). `crop` is a side or (h, w) in pixels; 0
-    takes whole frames, which are still flipped. `generator`, on the CPU, first draws the order,
-    then each batch's crops. With other `scales` (see `scaled_crops`) or `colour_jitter` images are
-    float in [0, 1]. Raises `InputError` as `number_of_batches` and `random_crops` do.
-    """
-    for parts in joint_batches([frames], batch_size, crop, generator, scales, colour_jitter):
-        yield parts[0]
-
-
-def joint_batches(
     sets: Sequence[Frames],
     batch_size: int,
     crop: int | tuple[int, int],
@@ -215,7 +194,15 @@ def joint_batches(
     scales: tuple[float, float] = (1.0, 1.0),
     colour_jitter: float = 0.0,
 ) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """As `batches` over the frames of several sets: {index of a set: its part of the batch}."""
+    """One epoch: all frames in random order, each at most once, randomly cropped.
+
+    Yields batches as {index of a set: its images (B, 3, h, w) and labels (B, h, w)}, uint8, on the
+    frames' device. The B of all sets add up to `batch_size`, or less in the last batch (see
+    `number_of_batches`). `crop` is a side or (h, w) in pixels; 0 takes whole frames, which are
+    still flipped. `generator`, on the CPU, first draws the order, then each batch's crops. With
+    other `scales` (see `scaled_crops`) or `colour_jitter` images are float in [0, 1]. Raises
+    `InputError` as `number_of_batches` and `random_crops` do.
+    """
     sizes = [len(frames) for frames in sets]
     count = number_of_batches(sum(sizes), batch_size)
     order = torch.randperm(sum(sizes), generator=generator)

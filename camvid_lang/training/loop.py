@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from camvid_lang.data.augment import joint_batches, number_of_batches
+from camvid_lang.data.augment import batches, number_of_batches
 from camvid_lang.data.camvid import Frames
 from camvid_lang.device import autocast, mixed_precision, rank, total, world_size
 from camvid_lang.errors import START_OVER, InputError, Interrupted
@@ -92,7 +92,7 @@ def train(
         for epoch in range(done, epochs):
             started, metrics = time.perf_counter(), EpochMetrics(device)
             trainer.start_epoch(epoch)
-            for parts in joint_batches(
+            for parts in batches(
                 sets,
                 size,
                 experiment.crop,
