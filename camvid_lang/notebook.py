@@ -1,5 +1,6 @@
 """What the six notebooks share: a session with data and runs, live curves, and the panel of 06."""
 
+import base64
 import hashlib
 import html
 import os
@@ -65,6 +66,15 @@ DATA_SETS = ("camvid", "scenes")
 SCENE_EPOCHS = 4  # on drawn scenes with the profile `cpu`: some three minutes for a notebook
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}
 MAX_SIDE = 512  # pixels of the heat maps
+# ipywidgets has nothing that files can be dropped on: this writes name and content of the file into
+# a hidden text field of the panel.
+DROP_AREA = """<div style="border: 1px dashed; padding: 0 1em" ondragover="event.preventDefault()"
+ondrop="event.preventDefault(); const file = event.dataTransfer.files[0];
+const text = this.closest('.with-drop').querySelector('.dropped textarea');
+const reader = new FileReader();
+reader.onload = () => {text.value = file.name + '\\n' + (reader.result.split(',')[1] || '');
+text.dispatchEvent(new Event('input', {bubbles: true}));};
+if (file) reader.readAsDataURL(file);">or drop one here</div>"""
 # The notebook that runs an experiment, by the beginning of the experiment's name.
 NOTEBOOKS = {"bilinear": "02", "adapter": "02", "frozen": "03", "full": "04", "swiftnet": "04"}
 
@@ -468,7 +478,7 @@ def panel(
     images: Mapping[str, np.ndarray],
     text: str = "road, vehicle, tree, building, sky, person",
 ) -> ipywidgets.VBox:
-    """A widget to segment one of `images`, or an uploaded one, by any classes.
+    """A widget to segment one of `images`, or one that is uploaded or dropped, by any classes.
 
     Several `segmenters`, by name, are shown below each other. With a run on a frozen CLIP there is
     a box for `compare="clip"`. The button `save` writes the ids and the blended image to the folder
@@ -478,6 +488,8 @@ def panel(
     models = dict(segmenters) if several else {"segmentation": segmenters}
     choice = ipywidgets.Dropdown(options=list(images), description="image")
     upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="or upload")
+    dropped = ipywidgets.Textarea(layout={"display": "none"})
+    dropped.add_class("dropped")
     words = ipywidgets.Textarea(value=text, description="classes", layout={"width": "95%"})
     opacity = ipywidgets.FloatSlider(value=0.55, max=1, step=0.05, description="opacity")
     button = ipywidgets.Button(description="segment", button_style="primary")
@@ -488,7 +500,7 @@ def panel(
     message = ipywidgets.HTML()
     layout = {"max_width": "100%", "width": "960px"}
     outputs = [ipywidgets.Image(format="png", layout=layout) for _ in range(2 * len(models))]
-    latest = choice  # or upload: the one that was used last
+    latest = choice  # or upload or dropped: the one that was used last
     shown: tuple[str, dict[str, Segmentation]] | None = None
 
     def draw(_change: Bunch | None = None) -> None:
@@ -504,6 +516,10 @@ def panel(
             name, image = choice.value, images[choice.value]
             if latest is upload:
                 name, image = _read_upload(upload.value)
+            elif latest is dropped:
+                name, _, content = dropped.value.rpartition("\n")
+                entry = {"name": name, "content": base64.b64decode(content)}
+                name, image = _read_upload([entry])
             classes = parse_classes(words.value)
             found, options = {}, {"none_below": 0.5} if none.value else {}
             for output, (key, model) in zip(outputs[1::2], models.items(), strict=True):
@@ -537,11 +553,14 @@ def panel(
     opacity.observe(draw, names="value")
     choice.observe(use, names="value")
     upload.observe(use, names="value")
+    dropped.observe(use, names="value")
     none.observe(segment, names="value")
     clip.observe(segment, names="value")
     segment()
-    rows = [[choice, upload], [words], [button, save, opacity, none, *[clip] * bool(frozen)]]
-    return ipywidgets.VBox([*map(ipywidgets.HBox, rows), message, *outputs])
+    rows = [[choice, upload, ipywidgets.HTML(DROP_AREA)], [words]]
+    rows += [[button, save, opacity, none, *[clip] * bool(frozen), dropped]]
+    whole = ipywidgets.VBox([*map(ipywidgets.HBox, rows), message, *outputs])
+    return whole.add_class("with-drop")
 
 
 def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """The panel of notebook 06, with the uploads of ipywidgets 7 and 8."""
 
+import base64
 import datetime
 import io
 
@@ -184,6 +185,25 @@ def test_the_image_that_was_chosen_or_uploaded_last_is_segmented(kind, value, mo
     assert found["HTML"][0].value == ""
     found["Button"][0].click()
     np.testing.assert_array_equal(stub.calls[-1][0], IMAGES["two.png"])
+
+
+def test_an_image_that_is_dropped_is_segmented():
+    stub = Stub()
+    shown = panel(stub, IMAGES, "road, car")
+    found, own = parts(shown), RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(own).save(content, "PNG")
+    (field,) = (text for text in found["Textarea"] if "dropped" in text._dom_classes)
+    field.value = f"my\nown.png\n{base64.b64encode(content.getvalue()).decode()}"
+    np.testing.assert_array_equal(stub.calls[-1][0], own)
+    field.value = "notes.png\n"  # an empty file
+    assert "notes.png" in found["HTML"][0].value
+    found["Dropdown"][0].value = "two.png"
+    np.testing.assert_array_equal(stub.calls[-1][0], IMAGES["two.png"])
+    # What the script of the area looks for.
+    assert any(all(part in html.value for part in ("ondrop", ".with-drop", ".dropped textarea"))
+               for html in found["HTML"])  # fmt: skip
+    assert "with-drop" in shown._dom_classes
 
 
 def test_a_run_on_a_frozen_clip_can_leave_new_words_to_it(finished):
