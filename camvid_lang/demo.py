@@ -5,24 +5,22 @@ on a machine where none was run.
 """
 
 import contextlib
-import io
 import math
 import multiprocessing
 import os
 import shlex
 import signal
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from camvid_lang.data.camvid import Frames, load_camvid
+from camvid_lang.data.camvid import load_camvid
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import chance_scores
@@ -32,6 +30,7 @@ from camvid_lang.report.tables import CHANCE
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import (
     VOCABULARY,
+    read_results,
     read_vocabulary,
     versions,
     write_results,
@@ -86,9 +85,9 @@ def run_demo(
 ) -> dict[str, dict]:
     """Draw the scenes, run every row of the thesis on them, ask in other words, write report.html.
 
-    What a row prints is in OUT/NAME.log. On a CPU two rows run side by side with one thread each:
-    two threads are far from twice as fast as one in layers as small as these. A script that calls
-    this needs `if __name__ == "__main__":`, as each process imports it.
+    On a CPU two rows run side by side with one thread each: two threads are far from twice as fast
+    as one in layers as small as these. Each process imports the script that calls this, which
+    therefore needs `if __name__ == "__main__":`.
 
     Args:
         out: folder of the run folders; runs that are finished there are read, not run again.
@@ -109,98 +108,78 @@ def run_demo(
         configure(name, "cpu", **demo_settings(name, epochs), seed=seed) for name in ROWS
     ]
     pick_device(device)  # raises before anything is drawn
-    write_scenes(out / "scenes", counts=COUNTS, seed=seed)
     data = out / "scenes"
-    new = [e for e in experiments if fresh or not (out / e.name / "results.json").exists()]
-    # The longest first.
-    new.sort(key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs), reverse=True)
-    jobs = {e.name: (_train, e, data, out / e.name, device, fresh) for e in new}
-    _run_side_by_side(jobs, sum(e.epochs for e in new), out, device, "demo")
-    results: dict[str, dict] = {}
-    for experiment in experiments:
-        with contextlib.redirect_stdout(io.StringIO() if experiment in new else sys.stdout):
-            folder = out / experiment.name
-            results[experiment.name] = run(experiment, data, folder, device=device)
-    test = load_camvid(data, "test")
-    results[CHANCE] = {
+    write_scenes(data, counts=COUNTS, seed=seed)
+    _run_side_by_side(experiments, data, out, device, fresh)
+    results = {e.name: read_results(out / e.name / "results.json") for e in experiments}
+    chance = {
         **{"experiment": CHANCE, "miou_train": None, "confusion": [], "history": [], "seconds": 0},
         **{"settings": {}, "prompts": None, "encoder": NONE, "device": "cpu", "command": COMMAND},
         **{"data": results["bilinear-names"]["data"], "versions": versions()},
-        **chance_scores(test, seed),
+        **chance_scores(load_camvid(data, "test"), seed),
     }
-    asked = [out / e.name for e in experiments if e.name in ASKED]
-    jobs = {p.name: (_ask, p, data, device) for p in asked if not _is_asked(p, test)}
-    _run_side_by_side(jobs, 0, out, device, "other words")
     (out / CHANCE).mkdir(exist_ok=True)
-    write_results(out / CHANCE / "results.json", results[CHANCE])
+    write_results(out / CHANCE / "results.json", chance)
+    results = {CHANCE: chance, **results}
     page = report_runs([out], out / "report.html")
     print(f"{'':28}{'mIoU on scenes':>15}")
-    for name in (CHANCE, *ROWS):
-        print(f"{name:28}{results[name]['miou']:>13.1f} %")
+    for name, result in results.items():
+        print(f"{name:28}{result['miou']:>13.1f} %")
     print(f"open {page}")
     return results
 
 
-def _train(experiment: Experiment, data: Path, out: Path, device: str, fresh: bool) -> None:
-    """As the command that is kept in the results."""
+def _run_row(experiment: Experiment, data: Path, out: Path, device: str, fresh: bool) -> None:
+    """As the command that is kept in the results; then the scores with other words."""
     profile = configure(experiment.name, experiment.profile).settings()
     changed = {k: v for k, v in experiment.settings().items() if v != profile[k]}
     settings = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
     settings = ["--profile", experiment.profile, *settings, "--out", str(out), "--data", str(data)]
     command = shlex.join(["python", "-m", "camvid_lang", "run", experiment.name, *settings])
     run(experiment, data, out, device=device, fresh=fresh, command=command)
-    report_runs([out])
-
-
-def _ask(folder: Path, data: Path, device: str) -> None:
-    found = load(folder, device=device).vocabulary_shift(load_camvid(data, "test"))
-    write_results(folder / VOCABULARY, found)
-
-
-def _is_asked(folder: Path, test: Frames) -> bool:
-    """Whether the scores with other words are there; `run` deletes those of other weights."""
-    found = read_vocabulary(folder / VOCABULARY)
-    return found is not None and found["digest"] == test.digest
+    if experiment.name in ASKED:
+        test, found = load_camvid(data, "test"), read_vocabulary(out / VOCABULARY)
+        if found is None or found["digest"] != test.digest:
+            shift = load(out, device=device).vocabulary_shift(test)
+            write_results(out / VOCABULARY, shift)
 
 
 def _run_side_by_side(
-    jobs: Mapping[str, tuple], epochs: int, out: Path, device: str, title: str
+    experiments: Sequence[Experiment], data: Path, out: Path, device: str, fresh: bool
 ) -> None:
-    """Call {name: (function, *arguments)} in this order, two at a time on a CPU, with one bar.
+    """Run the rows in processes, two at a time on a CPU, the longest first, with one bar.
 
-    The processes that do so are kept from job to job, as torch takes seconds to load.
-
-    Args:
-        epochs: of all jobs; 0 counts the jobs.
-        out: of the folders NAME of runs, and NAME.log of what a job prints.
+    The processes that do so are kept from row to row, as torch takes seconds to load. What a row
+    prints is in OUT/NAME.log.
 
     Raises:
-        InputError: a job failed.
+        InputError: a row failed.
     """
-    if not jobs:
-        return
     on_cpu = pick_device(device).type == "cpu"
     context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
-    units = {"total": epochs or len(jobs), "unit": "epoch" if epochs else "run"}
+    before = [e.name for e in experiments if (out / e.name / "results.json").exists()]
+    before *= not fresh
+    waiting = sorted(
+        experiments, key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs), reverse=True
+    )
+    running: dict[Future, str] = {}
     with (
-        tqdm(desc=title, **units) as bar,
+        tqdm(desc="demo", total=sum(e.epochs for e in experiments), unit="epoch") as bar,
         ProcessPoolExecutor(1 + on_cpu, context, _start_worker, (on_cpu,)) as pool,
     ):
-        waiting, running, done = list(jobs), {}, 0
         try:
             while waiting or running:
-                for name in waiting[: 1 + on_cpu - len(running)]:
-                    waiting.remove(name)
-                    running[pool.submit(_logged, out / f"{name}.log", *jobs[name])] = name
+                while waiting and len(running) < 1 + on_cpu:
+                    row = waiting.pop(0)
+                    task = _run_row, row, data, out / row.name, device, fresh
+                    running[pool.submit(_logged, out / f"{row.name}.log", *task)] = row.name
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     name, error = running.pop(future), future.exception()
                     if error or not future.result():
                         what = f"failed, see {out / name}.log: {error}" if error else "was stopped"
                         raise InputError(f"{name} {what}; run again to resume") from error
-                    bar.write(f"{title}: {name} finished")
-                    done += 1
-                epochs_done = sum(_epochs_done(out / name) for name in jobs)
-                bar.update((epochs_done if epochs else done) - bar.n)
+                    bar.write(f"{name}: finished{' before' if name in before else ''}")
+                bar.update(sum(_epochs_done(out / e.name) for e in experiments) - bar.n)
         except BaseException:  # an interruption too: a run that is stopped resumes
             for process in {*multiprocessing.active_children()} - others:
                 process.terminate()
