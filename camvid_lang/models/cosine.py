@@ -54,8 +54,8 @@ def cosine_logits(
     profile about a tenth slower.)
 
     Where neighbours nearly cancel, both parts are small sums of large terms. They are therefore
-    summed and upsampled in float64, a few channels at a time; a float32 result is then as
-    accurate as the reference's.
+    summed and upsampled in float64, a few channels at a time, and divided in float32; a float32
+    result is then as accurate as the reference's.
 
     Args:
         features: (N, C, h, w).
@@ -81,8 +81,7 @@ def cosine_logits(
             projection = projection.to(features.dtype)
             text = text @ projection
             paired = torch.einsum("cd,ndhw->nchw", projection.T @ projection, features)
-        cosines = _upsampled(*_InnerProducts.apply(features, text, paired), size)
-        cosines = cosines.to(features.dtype)
+        cosines = _upsampled(*_InnerProducts.apply(features, text, paired), size, features.dtype)
         return cosines if cosines.requires_grad else cosines.clamp(-1, 1)
 
 
@@ -95,7 +94,7 @@ def cosine_logits_float32(features: Tensor, text: Tensor, size: tuple[int, int])
     """
     products = torch.einsum("nchw,kc->nkhw", features, text)
     inner = ((a * b).sum(dim=1) for a, b in _neighbours(features))
-    return _upsampled(products, *inner, size).clamp(-1, 1)
+    return _upsampled(products, *inner, size, features.dtype).clamp(-1, 1)
 
 
 def _upsampled(
@@ -106,8 +105,9 @@ def _upsampled(
     falling: Tensor,
     rising: Tensor,
     size: tuple[int, int],
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Cosines (N, K, H, W) from the inner products with text and with `_neighbours`."""
+    """Cosines (N, K, H, W) in `dtype` from the inner products with text and with `_neighbours`."""
     products = F.interpolate(products, size=size, mode="bilinear", align_corners=False)
     x_squares, x_pairs = _weights(own.shape[2], size[1], own)
     y_squares, y_pairs = _weights(own.shape[1], size[0], own)
@@ -115,7 +115,7 @@ def _upsampled(
     next_row = lower @ x_squares + (falling + rising) @ (x_pairs / 2)  # (N, h-1, W)
     squared_norm = (y_squares.T @ same_row + y_pairs.T @ next_row).unsqueeze(1)
     # Rounding can push the square of a short vector slightly below zero.
-    return products * squared_norm.clamp_min(EPSILON**2).rsqrt()
+    return products.to(dtype) * squared_norm.clamp_min(EPSILON**2).rsqrt().to(dtype)
 
 
 def _weights(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor]:
