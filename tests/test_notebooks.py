@@ -14,8 +14,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
+from nbclient.util import run_sync
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "notebooks"
@@ -68,8 +70,20 @@ CHOICES = {"PROFILE": "smoke", "DATA": "scenes", "DRIVE": False, "FRESH": "", "S
 CHOICES["RUN"] = ""
 
 
-def execute(name, folder, before="", environment=(), **choices):
-    """Run a notebook in `folder` with these choices in its form; returns all that it printed."""
+@pytest.fixture(scope="module")
+def kernel():
+    """One kernel for several notebooks, as each would take ten seconds to import the package."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    yield manager
+    if manager.has_kernel:
+        run_sync(manager.shutdown_kernel)(now=True)
+
+
+def execute(name, folder, before="", environment=(), kernel=None, **choices):
+    """Run a notebook in `folder` with these choices in its form; returns all that it printed.
+
+    In a `kernel` that ran others it starts without their variables.
+    """
     notebook = read(name)
     form = next(cell for cell in notebook.cells if cell.source.startswith("# @title Choices"))
     for key, value in (CHOICES | choices).items():
@@ -78,7 +92,8 @@ def execute(name, folder, before="", environment=(), **choices):
     setup = next(cell for cell in notebook.cells if cell.source.startswith("# @title Setup"))
     origin = f'REPOSITORY = "{(folder.parent / "origin").as_uri()}"'
     setup.source = re.sub(r'REPOSITORY = ".*?"', origin, setup.source)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3")
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {folder}"))
+    client = NotebookClient(notebook, km=kernel, timeout=300, kernel_name="python3")
     client.execute(cwd=str(folder), env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)})
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [output.get("data", {}) for output in outputs]
@@ -90,8 +105,8 @@ def execute(name, folder, before="", environment=(), **choices):
 
 
 @pytest.mark.slow(0.2)  # notebooks last, the longest of them first
-def test_all_six_run_in_order(tmp_path):
-    printed = {name: execute(name, tmp_path) for name in NAMES}
+def test_all_six_run_in_order(tmp_path, kernel):
+    printed = {name: execute(name, tmp_path, kernel=kernel) for name in NAMES}
     analysis = printed["05_analysis"]
     assert len(list(tmp_path.glob("runs/scenes-smoke/*/results.json"))) == 9
     assert "missing: none" in analysis
@@ -101,8 +116,9 @@ def test_all_six_run_in_order(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["05_analysis", "06_open_vocabulary"])
-def test_on_a_machine_without_runs_those_of_the_package_are_shown(name, tmp_path):
-    printed = execute(name, tmp_path, DATA="camvid", PROFILE="auto")  # no CamVid is downloaded
+def test_on_a_machine_without_runs_those_of_the_package_are_shown(name, tmp_path, kernel):
+    choices = {"DATA": "camvid", "PROFILE": "auto"}  # no CamVid is downloaded
+    printed = execute(name, tmp_path, kernel=kernel, **choices)
     assert "no run is finished in" in printed
     assert "full-narrow-descriptions" in printed
 
