@@ -364,8 +364,8 @@ def test_other_weights_or_prompts_under_the_same_settings_are_refused(name, tiny
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({name: name for name in CLASSES}))
 
-    def frozen(weights):
-        files = {"weights": str(tmp_path / weights), "text_set": str(prompts)}
+    def frozen(weights, text_set="prompts.json"):
+        files = {"weights": str(tmp_path / weights), "text_set": str(tmp_path / text_set)}
         return experiment(name, encoder=TINY, **files)
 
     with pytest.raises(Stopped):
@@ -375,8 +375,9 @@ def test_other_weights_or_prompts_under_the_same_settings_are_refused(name, tiny
     prompts.write_text(json.dumps({name: f"a {name} seen from a car" for name in CLASSES}))
     with pytest.raises(InputError, match="text_set, text_bank or weights: the text embeddings"):
         trained(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")
-    prompts.write_text(json.dumps({name: [name] for name in CLASSES}))
-    assert len(trained(frozen("same.safetensors"), tiny_dataset, tmp_path / "c")[1]) == 3
+    (tmp_path / "moved.json").write_text(json.dumps({name: [name] for name in CLASSES}))
+    moved = frozen("same.safetensors", "moved.json")
+    assert len(trained(moved, tiny_dataset, tmp_path / "c")[1]) == 3
 
 
 @pytest.mark.parametrize("what", ["loss", "weight"])

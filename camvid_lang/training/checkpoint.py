@@ -24,7 +24,7 @@ KEPT = 2  # of kind `last`
 KEYS = {"settings", "identity", "epoch", "history", "model", "optimizer", "scaler", "random"}
 _NAME = re.compile(r"(last|best)-(\d+)\.pt")
 # Where files are may change from one session to the next; their content is compared instead.
-_LOCATIONS = ("weights", "text_bank", "also")
+_LOCATIONS = ("text_set", "weights", "text_bank", "also")
 
 
 def copy(source: Path, target: Path) -> None:

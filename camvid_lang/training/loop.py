@@ -457,6 +457,7 @@ def changed_content(stored: dict, current: dict) -> list[str]:
     differs = {
         "the training frames differ": stored.get("frames") != current["frames"],
         "weights: those of the encoder differ": stored.get("encoder") != current["encoder"],
+        "text_set: the prompts differ": stored.get("prompts") != current.get("prompts"),
         "text_set, text_bank or weights: the text embeddings differ": not same_text(
             stored.get("text", torch.zeros(0)), current["text"]
         ),
