@@ -82,7 +82,7 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
     argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
     argument("--seed", type=int, default=0, help="of the scenes and of training (default: 0)"),
     argument(
-        "--epochs", type=int, help="of the frozen rows, 5/3 of it for the full ones (default: 15)"
+        "--epochs", type=int, help="of the frozen rows, 5/3 of it for the full ones (default: 18)"
     ),
     *(DEVICE, FRESH),
 )
