@@ -89,8 +89,8 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 def demo(args: argparse.Namespace) -> None:
     """Run all nine experiments of the thesis on drawn scenes, and ask in other words.
 
-    Needs no download and no GPU; 20 minutes on two slow cores. Writes OUT/report.html and
-    one folder per experiment. With more epochs the scores of thin and rare classes rise far higher.
+    Needs no download and no GPU; 20 minutes on two slow cores. Writes OUT/report.html and one
+    folder per experiment.
     """
     from camvid_lang.demo import run_demo
 
