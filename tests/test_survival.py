@@ -1,10 +1,10 @@
 """What was reported as saved is saved: kills, signals, full disks, vanished drives, two at once."""
 
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,9 +14,10 @@ import pytest
 import torch
 from kill_harness import Harness, check, equal
 
+from camvid_lang.cli import main
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import configure
-from camvid_lang.run import load_run, run
+from camvid_lang.run import _lock, load_run, run
 from camvid_lang.training import mirror
 from camvid_lang.training.checkpoint import (
     KEYS,
@@ -43,6 +44,29 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def in_process(function, *arguments):
+    """A started process, forked from a server that has torch loaded, as the harness's are."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["camvid_lang.run"])
+    process = context.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def command(arguments, log):
+    """The command line, with what it writes to stderr in a file."""
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.exit(main(arguments))
+
+
+def hold(folder, held):
+    """Hold a run's folder until killed."""
+    with _lock(folder):
+        held.touch()
+        time.sleep(600)
 
 
 def flip(path):
@@ -127,17 +151,13 @@ def test_an_atomic_write_that_fails_changes_nothing(tmp_path):
 
 
 def test_a_folder_holds_one_run_and_a_crash_frees_it(tiny_dataset, tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from camvid_lang.run import _lock\n"
-        "with _lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "out")]
     entry = configure("bilinear-names", "smoke")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="in use by another run: wait for it"):
-            run(entry, tiny_dataset, tmp_path / "out")
-        other.kill()
+    other = in_process(hold, tmp_path / "out", tmp_path / "held")
+    wait_for((tmp_path / "held").exists)
+    with pytest.raises(InputError, match="in use by another run: wait for it"):
+        run(entry, tiny_dataset, tmp_path / "out")
+    other.kill()
+    other.join()
     assert run(entry, tiny_dataset, tmp_path / "out")["experiment"] == "bilinear-names"
 
 
@@ -396,12 +416,12 @@ def test_a_signal_ends_the_command_with_one_line(number, code, tiny_dataset, tmp
     out = tmp_path / "out"
     arguments = ["run", "frozen-names", "--profile", "smoke", "--data", str(tiny_dataset)]
     arguments += ["--set", "epochs=100000", "--out", str(out), "--device", "cpu"]
-    command = [sys.executable, "-m", "camvid_lang", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: Checkpoints(out / "checkpoints").files() or process.poll() is not None)
-        process.send_signal(number)
-        output = process.communicate(timeout=200)[1]
-    assert process.returncode == code
+    process = in_process(command, arguments, tmp_path / "log")
+    wait_for(lambda: Checkpoints(out / "checkpoints").files() or not process.is_alive())
+    os.kill(process.pid, number)
+    process.join(timeout=200)
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == code
     assert output.strip().endswith("stopped; run again to resume after the last complete epoch")
     assert "Traceback" not in output
     assert Checkpoints(out / "checkpoints").newest()
