@@ -157,8 +157,8 @@ def _run_side_by_side(
     """
     on_cpu = pick_device(device).type == "cpu"
     context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
-    before = [e.name for e in experiments if (out / e.name / "results.json").exists()]
-    before *= not fresh
+    finished = [e.name for e in experiments if (out / e.name / "results.json").exists()]
+    before = [] if fresh else finished
     waiting = sorted(
         experiments, key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs), reverse=True
     )
@@ -175,6 +175,8 @@ def _run_side_by_side(
                     running[pool.submit(_logged, out / f"{row.name}.log", *task)] = row.name
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     name, error = running.pop(future), future.exception()
+                    if isinstance(error, InputError):  # which says how to fix it
+                        raise InputError(f"{name}: {error}") from error
                     if error or not future.result():
                         what = f"failed, see {out / name}.log: {error}" if error else "was stopped"
                         raise InputError(f"{name} {what}; run again to resume") from error
@@ -201,12 +203,12 @@ def _start_worker(on_cpu: bool) -> None:
 
 
 def _logged(log: Path, function: Callable, *arguments: object) -> bool:
-    """Call a function in a worker; what it prints, and what it raises, is in the file `log`.
+    """Call a function in a worker; what it prints, and what it raises, is added to the file `log`.
 
     Returns whether it was not stopped by a signal.
     """
     with (
-        open(log, "w", encoding="utf-8", errors="backslashreplace", buffering=1) as file,
+        open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
         contextlib.suppress(KeyboardInterrupt),  # by the first process, which knows

@@ -1,6 +1,7 @@
 """The demo on a handful of scenes: rows, chance, other words, and one page."""
 
 import json
+import re
 
 import pytest
 
@@ -46,6 +47,11 @@ def test_the_demo_runs_its_rows_and_writes_one_page(tmp_path, monkeypatch, capsy
     capsys.readouterr()
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
     assert capsys.readouterr().out.count("finished before") == len(rows)
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "2"]) == 1
+    assert re.search(
+        r"error: full-\S+: \S+ holds another run \(epochs was.*: undo the change.*--fresh",
+        capsys.readouterr().err,
+    )
     assert "Other words" in page
     words = json.loads((tmp_path / "held-out" / "vocabulary.json").read_text())
     assert words["held_out_scores"]["anchored"]["seen"] > 0
