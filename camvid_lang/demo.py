@@ -48,7 +48,7 @@ ROWS = (*THESIS_ROWS, "held-out")
 ASKED = ("frozen-names", "full-narrow-descriptions", "held-out")
 COUNTS = {"train": 560, "val": 40, "test": 60}  # scenes
 NONE = dict.fromkeys(("name", "weights", "text"), "none")
-COMMAND = "python -m camvid_lang demo"
+COMMAND, RESULTS = "python -m camvid_lang demo", "results.json"
 EPOCHS = 18  # 20 minutes on two slow cores
 # On top of the `cpu` profile: small crops for small scenes, and small batches for few epochs.
 SETTINGS = {"crop": 128, "batch_size": 4, "lr": 2e-3, "encoder_lr": 1e-3}
@@ -111,7 +111,7 @@ def run_demo(
     data = out / "scenes"
     write_scenes(data, counts=COUNTS, seed=seed)
     _run_side_by_side(experiments, data, out, device, fresh)
-    results = {e.name: read_results(out / e.name / "results.json") for e in experiments}
+    results = {e.name: read_results(out / e.name / RESULTS) for e in experiments}
     chance = {
         **{"experiment": CHANCE, "miou_train": None, "confusion": [], "history": [], "seconds": 0},
         **{"settings": {}, "prompts": None, "encoder": NONE, "device": "cpu", "command": COMMAND},
@@ -119,7 +119,7 @@ def run_demo(
         **chance_scores(load_camvid(data, "test"), seed),
     }
     (out / CHANCE).mkdir(exist_ok=True)
-    write_results(out / CHANCE / "results.json", chance)
+    write_results(out / CHANCE / RESULTS, chance)
     results = {CHANCE: chance, **results}
     page = report_runs([out], out / "report.html")
     print(f"{'':28}{'mIoU on scenes':>15}")
@@ -157,11 +157,8 @@ def _run_side_by_side(
     """
     on_cpu = pick_device(device).type == "cpu"
     context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
-    finished = [e.name for e in experiments if (out / e.name / "results.json").exists()]
-    before = [] if fresh else finished
-    waiting = sorted(
-        experiments, key=lambda e: (e.model == "swiftnet", e.train_encoder, e.epochs), reverse=True
-    )
+    before = {e.name for e in experiments if not fresh and (out / e.name / RESULTS).exists()}
+    waiting = sorted(experiments, key=lambda e: (e.train_encoder, e.epochs), reverse=True)
     running: dict[Future, str] = {}
     with (
         tqdm(desc="demo", total=sum(e.epochs for e in experiments), unit="epoch") as bar,

@@ -380,6 +380,20 @@ def test_other_weights_or_prompts_under_the_same_settings_are_refused(name, tiny
     assert len(trained(moved, tiny_dataset, tmp_path / "c")[1]) == 3
 
 
+def test_other_prompts_are_refused_even_with_the_same_vectors(tiny_dataset, tmp_path):
+    def stop(_history):
+        raise Stopped
+
+    prompts = tmp_path / "prompts.json"
+    entry = experiment("adapter-names", text_set=str(prompts))
+    prompts.write_text(json.dumps({name: name for name in CLASSES}))
+    with pytest.raises(Stopped):
+        run(entry, tiny_dataset, tmp_path / "out", on_epoch=stop)
+    prompts.write_text(json.dumps({name: name.upper() for name in CLASSES}))
+    with pytest.raises(InputError, match="text_set: the prompts differ"):
+        run(entry, tiny_dataset, tmp_path / "out")
+
+
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_what_is_not_finite_is_never_saved(what, tiny_dataset, tmp_path, monkeypatch):
     def spoiled(self, *args, original=Trainer.step):
