@@ -149,16 +149,22 @@ def _run_side_by_side(
 ) -> None:
     """Run the rows in processes, two at a time on a CPU, the longest first, with one bar.
 
-    The processes that do so are kept from row to row, as torch takes seconds to load. What a row
-    prints is in OUT/NAME.log.
+    The processes that do so are kept from row to row, as torch takes seconds to load, and rows that
+    are finished are read in this one. What a row prints is in OUT/NAME.log.
 
     Raises:
         InputError: a row failed.
     """
     on_cpu = pick_device(device).type == "cpu"
     context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
-    before = {e.name for e in experiments if not fresh and (out / e.name / RESULTS).exists()}
-    waiting = sorted(experiments, key=lambda e: (e.train_encoder, e.epochs), reverse=True)
+    finished = [e for e in experiments if not fresh and (out / e.name / RESULTS).exists()]
+    for row in finished:
+        try:
+            _run_row(row, data, out / row.name, device, fresh)
+        except InputError as error:
+            raise InputError(f"{row.name}: {error}") from error
+    waiting = [e for e in experiments if e not in finished]
+    waiting.sort(key=lambda e: (e.train_encoder, e.epochs), reverse=True)
     running: dict[Future, str] = {}
     with (
         tqdm(desc="demo", total=sum(e.epochs for e in experiments), unit="epoch") as bar,
@@ -177,7 +183,7 @@ def _run_side_by_side(
                     if error or not future.result():
                         what = f"failed, see {out / name}.log: {error}" if error else "was stopped"
                         raise InputError(f"{name} {what}; run again to resume") from error
-                    bar.write(f"{name}: finished{' before' if name in before else ''}")
+                    bar.write(f"{name}: finished")
                 bar.update(sum(_epochs_done(out / e.name) for e in experiments) - bar.n)
         except BaseException:  # an interruption too: a run that is stopped resumes
             for process in {*multiprocessing.active_children()} - others:

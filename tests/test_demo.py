@@ -49,7 +49,7 @@ def test_the_demo_runs_its_rows_and_writes_one_page(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.count("finished before") == len(rows)
     assert main(["demo", "--out", str(tmp_path), "--epochs", "2"]) == 1
     assert re.search(
-        r"error: full-\S+: \S+ holds another run \(epochs was.*: undo the change.*--fresh",
+        r"error: frozen-names: \S+ holds another run \(epochs was.*: undo the change.*--fresh",
         capsys.readouterr().err,
     )
     assert "Other words" in page

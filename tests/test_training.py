@@ -208,7 +208,7 @@ def test_stopped_and_resumed_equals_uninterrupted(name, tiny_dataset, tmp_path):
 
 
 def test_averaged_weights_resume_exactly_and_are_used(tiny_dataset, tmp_path):
-    entry = experiment("best", colour_jitter=0.2, crop=32, width=32)
+    entry = experiment("best", encoder="camvid-tiny", colour_jitter=0.2, crop=32, width=32)
     whole, _ = trained(entry, tiny_dataset, tmp_path / "whole")
     for epoch in (1, 2):
         with pytest.raises(Stopped):
@@ -326,7 +326,7 @@ def test_training_resumes_on_a_device_of_another_precision(
 
 
 def test_the_loss_falls_and_history_has_each_epoch(tiny_dataset, tmp_path):
-    _, history = trained(experiment("swiftnet", epochs=5, lr=2e-3), tiny_dataset, tmp_path)
+    _, history = trained(experiment("full-names", epochs=5, lr=2e-3), tiny_dataset, tmp_path)
     assert [h["epoch"] for h in history] == list(range(1, 6))
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(0 <= h["miou"] <= 100 for h in history)
