@@ -167,7 +167,12 @@ def _run_side_by_side(
     waiting.sort(key=lambda e: (e.train_encoder, e.epochs), reverse=True)
     running: dict[Future, str] = {}
     with (
-        tqdm(desc="demo", total=sum(e.epochs for e in experiments), unit="epoch") as bar,
+        tqdm(
+            desc="demo",
+            total=sum(e.epochs for e in experiments),
+            initial=sum(e.epochs for e in finished),
+            unit="epoch",
+        ) as bar,
         ProcessPoolExecutor(1 + on_cpu, context, _start_worker, (on_cpu,)) as pool,
     ):
         try:
