@@ -150,7 +150,7 @@ def _run_side_by_side(
     """Run the rows in processes, two at a time on a CPU, the longest first, with one bar.
 
     The processes that do so are kept from row to row, as torch takes seconds to load, and rows that
-    are finished are read in this one. What a row prints is in OUT/NAME.log.
+    are finished are read in this one. What the processes print is in OUT/NAME.log.
 
     Raises:
         InputError: a row failed.
