@@ -326,7 +326,7 @@ def test_training_resumes_on_a_device_of_another_precision(
 
 
 def test_the_loss_falls_and_history_has_each_epoch(tiny_dataset, tmp_path):
-    _, history = trained(experiment("full-names", epochs=5, lr=2e-3), tiny_dataset, tmp_path)
+    _, history = trained(experiment("swiftnet", epochs=5, lr=2e-3), tiny_dataset, tmp_path)
     assert [h["epoch"] for h in history] == list(range(1, 6))
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(0 <= h["miou"] <= 100 for h in history)
