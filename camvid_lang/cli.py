@@ -51,7 +51,6 @@ class HelpWithSettings(argparse.Action):
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 DEVICE = argument("--device", default="auto", help="cpu, cuda or auto (default)")
 FRESH = argument("--fresh", action="store_true", help="start over; the default is to resume")
 JSON = argument("--json", action="store_true", help="print JSON")
@@ -130,7 +129,7 @@ def list_experiments(args: argparse.Namespace) -> None:
     argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke"),
     argument("--set", action="append", default=[], metavar="KEY=VALUE",
              help="replace a setting of the list below (repeatable)"),
-    argument("--weights", help="weights of the encoder: a tag of open_clip, a file or folder in "
+    argument("--weights", help="weights of the encoder: a tag of open_clip, a file in "
              "open_clip's format, or a file of ResNet-18 with timm's keys (short for --set "
              "weights=...)"),
     argument("--text-bank", help=".npz with `phrases` and `embeddings`, in place of a text tower "
@@ -376,7 +375,7 @@ def convert(args: argparse.Namespace) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="an image, a folder of images, a pattern in quotes ('photos/*.jpg'), or a video",
+        help="an image, a folder of images, or a pattern in quotes ('photos/*.jpg')",
     ),
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
@@ -388,28 +387,22 @@ def convert(args: argparse.Namespace) -> None:
              "so that `house` finds what was trained as `building`; by cosine alone, as in the "
              "thesis; or words that are not of training by CLIP's own map (frozen-* and "
              "adapter-* runs)"),
-    argument("--templates", default="", metavar="NAME|FILE", help="embed each word in texts: "
-             "photo, street, scene, clip, or a file of lines such as `a {} at night`"),
-    argument("--best-prompt", action="store_true",
-             help="a class fits as well as the best of its prompts (default: their mean vector)"),
     argument("--none-below", type=float, default=0.0, metavar="P", help="add the class `none of "
              "these` where no class agrees with a pixel with this probability, such as 0.5"),
     argument("--legend", action="store_true", help="put names and colours below the overlay"),
-    argument("--probabilities", choices=("npz", "png"), help="also write each class's probability "
-             "among the classes: OUT/NAME_probabilities.npz (`classes`, and `probabilities` (K, H, "
-             "W) float16), or OUT/NAME_probability_ID_CLASS.png (16 bits, 65535 for 1)"),
+    argument("--probabilities", action="store_true", help="also write each class's probability "
+             "among the classes, OUT/NAME_probabilities.npz: `classes`, and `probabilities` (K, H, "
+             "W) float16"),
     *(*WORDS, CHECKPOINT, DEVICE),
 )  # fmt: skip
 def segment(args: argparse.Namespace) -> None:
-    """Segment images and videos with any words, by a finished run.
+    """Segment images with any words, by a finished run.
 
     Classes are separated by commas (quotes protect them: '"a wide, empty road", sky'); "car|lorry"
     is one class of two prompts. Writes OUT/NAME.png (ids in the order of the classes) and
-    OUT/NAME_overlay.png (the image and its classes blended). `score` takes OUT as it is. A video
-    that is named (or matches a pattern) becomes OUT/NAME_overlay.mp4, without sound.
+    OUT/NAME_overlay.png (the image and its classes blended). `score` takes OUT as it is.
     """
     import numpy as np
-    from PIL import Image
     from tqdm import tqdm
 
     from camvid_lang.data.classes import CLASSES
@@ -419,20 +412,11 @@ def segment(args: argparse.Namespace) -> None:
     images, out = _find_images(args.images), Path(args.out)
     names = list(CLASSES if args.classes is None else parse_classes(args.classes))
     names += [NONE_OF_THESE] * bool(args.none_below)
-    keys = ("tile", "compare", "templates", "best_prompt", "none_below")
-    options = {key: getattr(args, key) for key in keys}
-    ends = ["_probabilities.npz"] if args.probabilities == "npz" else []
-    if args.probabilities == "png":
-        safe = [re.sub(r"[^\w.-]+", "-", name)[:40] for name in names]
-        ends = [f"_probability_{i}_{name}.png" for i, name in enumerate(safe)]
+    options = {key: getattr(args, key) for key in ("tile", "compare", "none_below")}
+    ends = (".png", "_overlay.png", *["_probabilities.npz"] * args.probabilities)
     written: dict[str, Path] = {}
     for path in images:
-        kinds = [".png", "_overlay.png", *ends]
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            kinds = ["_overlay.mp4"]
-            if ends:
-                raise InputError(f"{path} is a video: --probabilities is for images; leave it out")
-        for target in (out / f"{path.stem}{kind}" for kind in kinds):
+        for target in (out / f"{path.stem}{end}" for end in ends):
             other = written.setdefault(_same_file(target), path)
             if other is not path:
                 raise InputError(f"{path} and {other} would both write {target}: rename one")
@@ -445,23 +429,12 @@ def segment(args: argparse.Namespace) -> None:
         print(f"{i:3}  #{bytes(colour).hex()}  {name}")
     with tqdm(images, unit="image", disable=len(images) == 1, leave=False) as bar:
         for path in bar:
-            target = out / f"{path.stem}_overlay.png"
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                target = target.with_suffix(".mp4")
-                segmenter.segment_video(path, target, args.classes, legend=args.legend, **options)
-                tqdm.write(str(target))
-                continue
             result = segmenter.segment(path, args.classes, **options)
-            result.save(out / path.stem, legend=args.legend)
+            target = result.save(out / path.stem, legend=args.legend)
             if args.probabilities:
                 found = segmenter.probabilities(result.image, args.classes, **options)
-                if args.probabilities == "npz":
-                    place = out / f"{path.stem}{ends[0]}"
-                    np.savez_compressed(place, classes=names, probabilities=found)
-                else:
-                    for end, values in zip(ends, found, strict=True):
-                        levels = (values.astype(np.float32) * 65535).round().astype(np.uint16)
-                        Image.fromarray(levels).save(out / f"{path.stem}{end}")
+                place = out / f"{path.stem}{ends[-1]}"
+                np.savez_compressed(place, classes=names, probabilities=found)
             tqdm.write(str(target))
 
 
@@ -503,9 +476,7 @@ def _find_images(arguments: Sequence[str]) -> list[Path]:
             raise InputError(f"{text}: no such file or folder, and no file matches it as a pattern")
         for match in matches:
             for file in sorted(match.iterdir()) if match.is_dir() else [match]:
-                # Folders of photos often hold videos, which may take hours: those are named.
-                known = IMAGE_SUFFIXES if match.is_dir() else IMAGE_SUFFIXES + VIDEO_SUFFIXES
-                image = file.suffix.lower() in known and file.is_file()
+                image = file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
                 if file == path or (image and not file.name.startswith(".")):
                     found.setdefault(file.resolve(), file)
                 elif not file.name.startswith("."):

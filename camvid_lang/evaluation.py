@@ -348,7 +348,7 @@ def score(
     folders = [image_files(Path(f), (".png",), problems) for f in (predictions, labels)]
     raise_problems(problems)
     for name in [*folders[0]]:  # `segment` writes these as well
-        also = re.fullmatch(r"(.+)_(overlay|probability_\d+_.*)", name, re.DOTALL)
+        also = re.fullmatch(r"(.+)_overlay", name, re.DOTALL)
         if also and also[1] in folders[0] and name not in folders[1]:
             del folders[0][name]
     if alone := sorted(folders[0].keys() ^ folders[1].keys()):

@@ -55,7 +55,7 @@ class Experiment:
     encoder: str = _setting(
         THESIS_ENCODER, f"a convnext_* of open_clip (or local-dir:, hf-hub:), {TINY} or {RESNET18}"
     )
-    weights: str = _setting(THESIS_WEIGHTS, "a tag of open_clip, a file, or a folder")
+    weights: str = _setting(THESIS_WEIGHTS, "a tag of open_clip, or a file")
     text_bank: str = _setting("", ".npz of prompts and embeddings, instead of a text tower")
     train_encoder: bool = _setting(False, "train the image encoder too")
     width: int = _setting(640, "channels of the upsampler", 1, 8192)

@@ -417,9 +417,8 @@ def ask(
     classes = parse_classes(text)
     for note in _notes(segmenter, classes):
         print(note)
-    found = _segment(segmenter, image, classes, **options)
-    figure = overlay(image, found.ids, found.classes, found.colours)
-    return figure, _maps(segmenter, image, classes, **options)
+    drawn = _drawn(_segment(segmenter, image, classes, **options))
+    return drawn, _maps(segmenter, image, classes, **options)
 
 
 def _segment(
@@ -474,42 +473,29 @@ def _caption_words() -> set[str]:
 
 
 def panel(
-    segmenters: Segmenter | Mapping[str, Segmenter],
+    segmenter: Segmenter,
     images: Mapping[str, np.ndarray],
     text: str = "road, vehicle, tree, building, sky, person",
 ) -> ipywidgets.VBox:
     """A widget to segment one of `images`, or one that is uploaded or dropped, by any classes.
 
-    Several `segmenters`, by name, are shown below each other. With a run on a frozen CLIP there is
-    a box for `compare="clip"`. The button `save` writes the ids and the blended image to the folder
-    `segmented`.
+    The button `save` writes the ids and the blended image to the folder `segmented`.
     """
-    several = isinstance(segmenters, Mapping)
-    models = dict(segmenters) if several else {"segmentation": segmenters}
     choice = ipywidgets.Dropdown(options=list(images), description="image")
     upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="or upload")
     dropped = ipywidgets.Textarea(layout={"display": "none"})
     dropped.add_class("dropped")
     words = ipywidgets.Textarea(value=text, description="classes", layout={"width": "95%"})
-    opacity = ipywidgets.FloatSlider(value=0.55, max=1, step=0.05, description="opacity")
     button = ipywidgets.Button(description="segment", button_style="primary")
     save = ipywidgets.Button(description="save")
     none = ipywidgets.Checkbox(description="none of these", indent=False)
-    clip = ipywidgets.Checkbox(description="CLIP's own map for new words", indent=False)
-    frozen = [m for m in models.values() if getattr(m.model, "has_clip_map", False)]
     message = ipywidgets.HTML()
     layout = {"max_width": "100%", "width": "960px"}
-    outputs = [ipywidgets.Image(format="png", layout=layout) for _ in range(2 * len(models))]
+    outputs = [ipywidgets.Image(format="png", layout=layout) for _ in range(2)]
     latest = choice  # or upload or dropped: the one that was used last
-    shown: tuple[str, dict[str, Segmentation]] | None = None
+    shown: tuple[str, Segmentation] | None = None
 
-    def draw(_change: Bunch | None = None) -> None:
-        if shown:
-            for output, (model, found) in zip(outputs[::2], shown[1].items(), strict=True):
-                drawn = found.image, found.ids, found.classes, found.colours
-                output.value = to_png(overlay(*drawn, opacity.value, model), dpi=150)
-
-    def segment(_button: ipywidgets.Button | None = None) -> None:
+    def segment(_change: object = None) -> None:
         nonlocal shown
         message.value = "…"
         try:
@@ -521,26 +507,22 @@ def panel(
                 entry = {"name": name, "content": base64.b64decode(content)}
                 name, image = _read_upload([entry])
             classes = parse_classes(words.value)
-            found, options = {}, {"none_below": 0.5} if none.value else {}
-            for output, (key, model) in zip(outputs[1::2], models.items(), strict=True):
-                way = {"compare": "clip"} if clip.value and model in frozen else {}
-                found[key] = _segment(model, image, classes, **options, **way)
-                output.value = to_png(_maps(model, image, classes, **options, **way))
-            notes = [note for model in models.values() for note in _notes(model, classes)]
+            options = {"none_below": 0.5} if none.value else {}
+            found = _segment(segmenter, image, classes, **options)
+            figures = _drawn(found), _maps(segmenter, image, classes, **options)
+            notes = _notes(segmenter, classes)
         except InputError as error:
             message.value = f"<b>{html.escape(str(error))}</b>"
             return
+        for output, figure in zip(outputs, figures, strict=True):
+            output.value = to_png(figure, dpi=150)
         shown = Path(name).stem, found
-        draw()
-        message.value = "<br>".join(map(html.escape, dict.fromkeys(notes)))
+        message.value = "<br>".join(map(html.escape, notes))
 
     def write(_button: ipywidgets.Button) -> None:
         if shown:
-            name, results = shown
-            folder = Path("segmented")
-            for model, found in results.items():
-                found.save(folder / (f"{name}_{model}" if several else name), opacity.value)
-            message.value = f"saved in {html.escape(str(folder.resolve()))}"
+            blended = shown[1].save(Path("segmented", shown[0]))
+            message.value = f"saved in {html.escape(str(blended.parent.resolve()))}"
 
     def use(change: Bunch) -> None:
         nonlocal latest
@@ -550,17 +532,17 @@ def panel(
 
     button.on_click(segment)
     save.on_click(write)
-    opacity.observe(draw, names="value")
-    choice.observe(use, names="value")
-    upload.observe(use, names="value")
-    dropped.observe(use, names="value")
+    for source in (choice, upload, dropped):
+        source.observe(use, names="value")
     none.observe(segment, names="value")
-    clip.observe(segment, names="value")
     segment()
-    rows = [[choice, upload, ipywidgets.HTML(DROP_AREA)], [words]]
-    rows += [[button, save, opacity, none, *[clip] * bool(frozen), dropped]]
+    rows = [[choice, upload, ipywidgets.HTML(DROP_AREA)], [words], [button, save, none, dropped]]
     whole = ipywidgets.VBox([*map(ipywidgets.HBox, rows), message, *outputs])
     return whole.add_class("with-drop")
+
+
+def _drawn(found: Segmentation) -> Figure:
+    return overlay(found.image, found.ids, found.classes, found.colours)
 
 
 def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:

@@ -4,13 +4,14 @@ A run's folder holds `checkpoints/` and, once it is finished, `results.json` and
 few frames, predictions and similarities that a report draws).
 """
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -219,7 +220,7 @@ def run(
     trained += "".join(f"{len(x.training)} of {x.name}, " for x in others)
     print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(test)} to test on")
     first = rank() == 0  # of several processes (`device.processes`), the one that writes
-    with _lock(out) if first else nullcontext():
+    with _lock(out) if first else contextlib.nullcontext():
         copies = Mirror(out, mirror) if mirror and first else None
         checkpoints = Checkpoints(out / CHECKPOINTS, copies.update if copies else None)
         if fresh and first:
@@ -343,7 +344,7 @@ def _fit_crop(experiment: Experiment, frames: Frames) -> Experiment:
     return replace(experiment, crop=crop)
 
 
-def _lock(out: Path) -> AbstractContextManager:
+def _lock(out: Path) -> contextlib.AbstractContextManager:
     """Hold the folder, made if missing, for this process; the system releases it on a crash."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -509,58 +510,40 @@ def load_run(
         experiment = replace(experiment, encoder=f"{encoders.FOLDER}{weights}", weights="")
     trained = experiment.train_encoder
     prompts = identity.get("prompts") or trained_prompts(experiment)
-    known = identity.get("files", {})
-    for key in given:
-        _check_file(folder, experiment, key, known)
-    try:
+    with _explained("weights"):
         encoder, clip = _encoder(experiment, "random" if trained else experiment.weights)
-    except InputError as error:
-        raise InputError(f"{error}; {_moved('weights')}") from error
 
+    bank, known = experiment.text_bank, identity.get("files", {}).get("text_bank")
+    source = "text_bank" if bank else "weights"
+
+    @functools.cache
     def make_text_encoder() -> TextEncoder:
-        if experiment.text_bank:
-            _check_file(folder, experiment, "text_bank", known)
-        elif clip:
-            _check_file(folder, experiment, "weights", known)
-        made = _text_encoder(experiment, None if trained else clip)
-        if not same_text(embed_classes(prompts, made), identity["text"]):
-            raise InputError(
-                f"{folder} was made with another text encoder than {made.label}: its own words "
-                "have other vectors there; restore the original text_bank or weights"
-            )
-        return made
+        with _explained(source):
+            made = _text_encoder(experiment, None if trained else clip)
+            same = same_text(embed_classes(prompts, made), identity["text"])
+            # A bank with the same vectors of the run's own words may have others of other words.
+            if not same or (bank and known not in (None, _digest([Path(bank)]))):
+                raise InputError(f"{folder} was made with another text encoder than {made.label}")
+            return made
 
     swiftnet = experiment.model == "swiftnet"
     model = assemble(experiment, encoder, None if swiftnet else identity["text"], prompts)
     if not trained and frozen_state(model)["encoder"] != identity["encoder"]:
-        raise _other_content(folder, experiment, "weights")
+        with _explained("weights"):
+            read = _location(experiment, "weights")
+            raise InputError(f"{folder} was made with another encoder than {read}")
+    if source in given and not swiftnet:
+        make_text_encoder()
     averaged = state.get("average", {}).get("weights", {})
     model.load_trained_state({**state["model"], **averaged})
     return model.eval(), experiment, None if swiftnet else LazyTextEncoder(make_text_encoder)
 
 
-def _check_file(folder: str | Path, experiment: Experiment, key: str, known: Mapping) -> None:
-    """`InputError` unless the file of the setting `key` is that which the run was made with.
-
-    `known` are the run's `_file_digests`, which of weights of a hub are no digests.
-    """
-    if key == "text_bank" and known.get(key) == "":
-        raise InputError(f"{folder} was made without a text bank: leave out text_bank")
-    if not re.fullmatch("[0-9a-f]{64}", known.get(key, "")):
-        return
-    digest, file = _file_digests(experiment)[key], _location(experiment, key)
-    if digest == file:  # not a file, see `_file_digests`
-        raise InputError(f"{key.replace('_', ' ')} {file} of {folder} is missing: {_moved(key)}")
-    if digest != known[key]:
-        raise _other_content(folder, experiment, key)
-
-
-def _other_content(folder: str | Path, experiment: Experiment, key: str) -> InputError:
-    return InputError(
-        f"{key.replace('_', ' ')} {_location(experiment, key)}: the content is not that which "
-        f"{folder} was made with: restore the file, or {_moved(key)} of the original"
-    )
-
-
-def _moved(key: str) -> str:
-    return f"give the path (--{key.replace('_', '-')} PATH; in Python {key}=PATH)"
+@contextlib.contextmanager
+def _explained(key: str) -> Iterator[None]:
+    """Add to an `InputError` how to give the file of the setting `key`."""
+    try:
+        yield
+    except InputError as error:
+        option = f"--{key.replace('_', '-')} PATH; in Python {key}=PATH"
+        raise InputError(f"{error}; restore the file, or give its path ({option})") from error

@@ -5,18 +5,15 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, PALETTE, WORDINGS, Wording
@@ -29,7 +26,6 @@ from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_cla
 from camvid_lang.models.text import (
     TextEncoder,
     embed_classes,
-    fill_templates,
     parse_classes,
 )
 from camvid_lang.results import atomic_write
@@ -132,9 +128,6 @@ class Options:
             (the thesis's way), or `clip` (words for things that were not trained; a frozen CLIP
             only), see `Match.scores`. The run's own classes (unless some were held out), and
             words by a model that was not trained, are always compared by cosine.
-        templates: each prompt is embedded in several texts, see `models.text.fill_templates`.
-        best_prompt: a class fits a pixel as well as the best of its prompts does; otherwise the
-            embeddings of its prompts are averaged.
         none_below: in 0..1. Pixels become the class `none of these` where every agreement with the
             given classes (see `LanguageModel.match`) is below, which is the probability of being of
             the same trained class; 0.5 takes what is more likely another thing. 0: no such class.
@@ -146,8 +139,6 @@ class Options:
     max_side: int = MAX_SIDE
     tile: int | None = None
     compare: str = "anchored"
-    templates: str = ""
-    best_prompt: bool = False
     none_below: float = 0.0
 
     def __post_init__(self):
@@ -161,14 +152,6 @@ class Options:
             raise InputError("none_below needs the agreement: choose compare='anchored'")
         if not 0 <= self.none_below <= 1:
             raise InputError(f"none_below={self.none_below}: choose a value in 0..1, such as 0.5")
-
-
-class _Asked(NamedTuple):
-    """Classes: their names, text (rows, C) (None: the run's own), and how many rows each has."""
-
-    names: list[str]
-    text: Tensor | None
-    rows: list[int]
 
 
 class Segmenter:
@@ -207,23 +190,23 @@ class Segmenter:
                 or of other content; words for SwiftNet, which has its own classes only.
         """
         how = Options(**options)
-        asked = self._ask(classes, how)
-        if len(asked.names) == 1:
-            warnings.warn(one_class_note(asked.names[0]), stacklevel=3)
+        names, text = self._ask(classes, how)
+        if len(names) == 1:
+            warnings.warn(one_class_note(names[0]), stacklevel=3)
         rgb = read_rgb(image)
         if how.tile and max(rgb.shape) > how.tile:
-            bands = self._bands(rgb, asked, how)
+            bands = self._bands(rgb, text, how)
             ids = np.concatenate([best_class(band[None])[0].cpu().numpy() for band in bands])
-            return Segmentation(rgb, ids, asked.names)
+            return Segmentation(rgb, ids, names)
         with autocast(self._device):
             images = self._input(rgb, how)
-            if asked.text is None:
+            if text is None:
                 found = self.model.segment(images)
             else:
-                found = best_class(self._logits(images, asked, how))
+                found = best_class(self._logits(images, text, how))
         resized = Image.fromarray(found[0].cpu().numpy())
         resized = resized.resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
-        return Segmentation(rgb, np.array(resized), asked.names)
+        return Segmentation(rgb, np.array(resized), names)
 
     @torch.inference_mode()
     def cosines(
@@ -254,70 +237,6 @@ class Segmenter:
         how = Options(**options)
         return self._array(image, classes, how, np.float16, lambda band: band.softmax(0))
 
-    @torch.inference_mode()
-    def segment_video(
-        self,
-        video: str | Path,
-        out: str | Path,
-        classes: Classes | None = None,
-        alpha: float = 0.6,
-        legend: bool = False,
-        **options: object,
-    ) -> int:
-        """Write a video's frames as overlays; returns their number.
-
-        `out` is an MP4 (H.264) of the same size, turned upright, with the same times of frames and
-        without sound; a frame is a `Segmentation.overlay`. Each frame is segmented by itself. Where
-        a frame cannot be read, `out` ends before it.
-
-        Raises:
-            InputError: as `segment`; a video that cannot be read; PyAV is not installed.
-        """
-        try:
-            import av
-        except ImportError as error:
-            reason = 'a video needs PyAV: pip install "camvid-lang[video]"'
-            raise InputError(f"{video}: {reason}") from error
-        if Path(out).resolve() == Path(video).resolve():
-            raise InputError(f"{video} would be overwritten: choose another name")
-        with ExitStack() as files:
-            try:
-                source = files.enter_context(av.open(str(video)))
-                stream = source.streams.video[0]
-            except (av.FFmpegError, IndexError) as error:
-                reason = getattr(error, "strerror", "it has no images")
-                raise InputError(f"{video}: not a readable video ({reason})") from error
-            progress = {"total": stream.frames or None, "unit": "frame", "leave": False}
-            bar = files.enter_context(tqdm(desc=Path(video).name, **progress))
-
-            def frames() -> Iterator["av.VideoFrame"]:
-                try:
-                    yield from source.decode(stream)
-                except av.FFmpegError as error:
-                    reason = f"frame {bar.n} is not readable ({error})"
-                    raise InputError(f"{video}: {reason}") from error
-
-            for frame in frames():
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                overlay = self.segment(pixels, classes, **options).overlay(alpha, legend)
-                if not bar.n:
-                    Path(out).parent.mkdir(parents=True, exist_ok=True)
-                    target = files.enter_context(av.open(str(out), "w", format="mp4"))
-                    coded = target.add_stream("h264", rate=stream.average_rate or 25)
-                    coded.width, coded.height = overlay.size
-                    odd = any(side % 2 for side in overlay.size)  # no half of it for the colours
-                    coded.pix_fmt = "yuv444p" if odd else "yuv420p"
-                    coded.codec_context.time_base = stream.time_base
-                    # Whatever ends the loop, the frames that the encoder still holds are written.
-                    files.callback(lambda file, codec: file.mux(codec.encode()), target, coded)
-                drawn = av.VideoFrame.from_image(overlay)
-                drawn.pts, drawn.time_base = frame.pts, frame.time_base
-                target.mux(coded.encode(drawn))
-                bar.update()
-            if not bar.n:
-                raise InputError(f"{video}: no frame in it")
-            return bar.n
-
     def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
         """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -330,7 +249,7 @@ class Segmenter:
             InputError: as `cosines`.
         """
         self.need_language()
-        text = self._ask(classes, Options()).text
+        text = self._ask(classes, Options())[1]
         return (self.model.text if text is None else text).cpu().numpy().copy()
 
     def vocabulary_shift(
@@ -383,9 +302,9 @@ class Segmenter:
         if classes is not None and text_input:
             raise InputError("with text as an input, classes are chosen later: leave out one")
         language = classes is not None or text_input or self._text_encoder is not None
-        asked = self._ask(classes, Options())
+        names, compared = self._ask(classes, Options())
         text = torch.from_numpy(self.embed(classes)) if language else None
-        words = (text_input or asked.text is not None) and len(self.model.anchors) > 0
+        words = (text_input or compared is not None) and len(self.model.anchors) > 0
         scores = "cosines in [-1, 1]" if language else "logits"
         if words:
             scores = "comparisons with the words, through the classes of training"
@@ -404,7 +323,7 @@ class Segmenter:
                 f"(K, {text.shape[1]}) float32, a vector per class, by the text {source}"
             )
         else:
-            about["classes"] = json.dumps(asked.names, ensure_ascii=False)
+            about["classes"] = json.dumps(names, ensure_ascii=False)
         from camvid_lang.models.export import onnx_graph
 
         with atomic_write(path) as file:
@@ -419,37 +338,32 @@ class Segmenter:
                 "bilinear-*, adapter-*, frozen-* or full-* for other words"
             )
 
-    def _ask(self, classes: Classes | None, how: Options) -> _Asked:
+    def _ask(self, classes: Classes | None, how: Options) -> tuple[list[str], Tensor | None]:
+        """The classes' names and text (K, C), None for the run's own."""
         prompts = None if classes is None else parse_classes(classes)
         if how.none_below and not (prompts and len(getattr(self.model, "anchors", ()))):
             raise InputError(
                 f"none_below={how.none_below}: it needs classes in words, and a run that was "
                 "trained with language; leave it out"
             )
-        if prompts is None and (how.templates or how.best_prompt):
-            raise InputError("templates and best_prompt need classes in words: give classes")
         if prompts is None:
-            return _Asked(self.classes, None, [])
-        names, plain = list(prompts), not (how.templates or how.best_prompt or how.none_below)
-        plain = plain and not self.model.unseen  # otherwise not all of its own words were trained
+            return self.classes, None
+        names = list(prompts)
+        plain = not (how.none_below or self.model.unseen)  # which was not trained with all words
         if plain and self.model.prompts and [*prompts.values()] == [*self.model.prompts.values()]:
-            return _Asked(names, None, [])
+            return names, None
         if len(names) + bool(how.none_below) > 255:
             raise InputError(f"{len(names)} classes: ids are uint8, give at most 255")
         if self._text_encoder is None and names == self.classes:
-            return _Asked(names, None, [])
+            return names, None
         self.need_language()
         if how.compare == "clip" and len(self.model.anchors) and not self.model.has_clip_map:
             raise InputError(
                 f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its "
                 "text, frozen; choose a run of frozen-* or adapter-*, or another compare"
             )
-        rows = [len(group) if how.best_prompt else 1 for group in prompts.values()]
-        groups = list(prompts.values())
-        if how.best_prompt:
-            groups = [[prompt] for group in groups for prompt in group]
-        text = self._embed([fill_templates(group, how.templates) for group in groups])
-        return _Asked([*names, *[NONE_OF_THESE] * bool(how.none_below)], text, rows)
+        names += [NONE_OF_THESE] * bool(how.none_below)
+        return names, self._embed([*prompts.values()])
 
     def _embed(self, groups: Sequence[Sequence[str]]) -> Tensor:
         """(K, C) on the device, for K groups of prompts; the run's own need no text encoder."""
@@ -475,58 +389,53 @@ class Segmenter:
         function: Callable[[Tensor], Tensor],
     ) -> np.ndarray:
         """(K, H, W): a function of the logits of each pixel."""
-        asked = self._ask(classes, how)
+        names, text = self._ask(classes, how)
         rgb, row = read_rgb(image), 0
-        array = np.empty((len(asked.names), *rgb.shape[:2]), dtype)
-        for band in self._bands(rgb, asked, how):
+        array = np.empty((len(names), *rgb.shape[:2]), dtype)
+        for band in self._bands(rgb, text, how):
             array[:, row : row + band.shape[1]] = function(band).cpu().numpy()
             row += band.shape[1]
         return array
 
-    def _bands(self, rgb: np.ndarray, asked: _Asked, how: Options) -> Iterator[Tensor]:
+    def _bands(self, rgb: np.ndarray, text: Tensor | None, how: Options) -> Iterator[Tensor]:
         """The image's logits (K, rows, W) from top to bottom: at once, or by rows of tiles."""
         if not how.tile or max(rgb.shape) <= how.tile:
-            yield self._upsampled(rgb, asked, how)
+            yield self._upsampled(rgb, text, how)
             return
         down, across = (_tiles(side, how.tile) for side in rgb.shape[:2])
         ends = [*(top for top, _ in down[1:]), len(rgb)]
-        rest = torch.zeros(len(asked.names), 0, rgb.shape[1], device=self._device)
+        count = len(self.classes) if text is None else len(text) + bool(how.none_below)
+        rest = torch.zeros(count, 0, rgb.shape[1], device=self._device)
         for (top, fade), end in zip(down, ends, strict=True):
             # The tiles below add to the rest.
             band = F.pad(rest, (0, 0, 0, len(fade) - rest.shape[1]))
             for left, ramp in across:
                 tile = rgb[top : top + len(fade), left : left + len(ramp)]
                 weights = (fade[:, None] * ramp).to(self._device)
-                part = self._upsampled(tile, asked, how).mul_(weights)
+                part = self._upsampled(tile, text, how).mul_(weights)
                 band[..., left : left + len(ramp)] += part
             rest = band[:, end - top :].clone()
             yield band[:, : end - top]
 
-    def _upsampled(self, rgb: np.ndarray, asked: _Asked, how: Options) -> Tensor:
+    def _upsampled(self, rgb: np.ndarray, text: Tensor | None, how: Options) -> Tensor:
         """Logits (K, H, W) float32, upsampled bilinearly where the model sees a smaller image."""
         with autocast(self._device):
-            logits = self._logits(self._input(rgb, how), asked, how).float()
+            logits = self._logits(self._input(rgb, how), text, how).float()
         return F.interpolate(logits, rgb.shape[:2], mode="bilinear")[0]
 
-    def _logits(self, images: Tensor, asked: _Asked, how: Options) -> Tensor:
+    def _logits(self, images: Tensor, text: Tensor | None, how: Options) -> Tensor:
         """(N, 3, h, w) -> (N, K, h, w), whose softmax are the probabilities."""
-        if asked.text is None:
+        if text is None:
             return self.model(images) / self.temperature
         by_cosine = how.compare == "cosine" or not len(self.model.anchors)
         if by_cosine and not how.none_below:  # no need of the anchors
-            logits = agreement = self.model(images, asked.text) / self.temperature
-        else:
-            match = self.model.match(images, asked.text, how.compare == "clip")
-            logits, agreement = match.scores(self.temperature, how.compare), match.agreement
-        if how.best_prompt:
-            logits, agreement = (
-                torch.cat([rows.amax(1, keepdim=True) for rows in x.split(asked.rows, dim=1)], 1)
-                for x in (logits, agreement)
-            )
+            return self.model(images, text) / self.temperature
+        match = self.model.match(images, text, how.compare == "clip")
+        logits = match.scores(self.temperature, how.compare)
         if how.none_below:  # largest exactly where no agreement reaches `none_below`
-            best = logits.amax(1, keepdim=True), agreement.amax(1, keepdim=True)
+            best, agreement = (x.amax(1, keepdim=True) for x in (logits, match.agreement))
             tiny = torch.finfo(agreement.dtype).tiny
-            none = best[0] + math.log(how.none_below) - best[1].clamp_min(tiny).log()
+            none = best + math.log(how.none_below) - agreement.clamp_min(tiny).log()
             logits = torch.cat([logits, none], dim=1)
         return logits
 

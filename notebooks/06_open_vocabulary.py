@@ -83,18 +83,14 @@ if segmenter.experiment.epochs:  # an untrained model has no trained classes
 # ## Your turn
 #
 # Choose a frame, upload an image or drop one on the field, write the classes separated by commas, and press *segment*.
-# `car | lorry` is one class with two prompts, whose embeddings are averaged. The slider blends the
-# image and the colours of the classes; *save* writes both to the folder `segmented`. A word that is
-# not similar to any class of the run is reported: the model gives it pixels all the same.
+# `car | lorry` is one class with two prompts, whose embeddings are averaged. *save* writes the ids and
+# the blended image to the folder `segmented`. A word that is not similar to any class of the run is
+# reported: the model gives it pixels all the same.
 
 # %%
 from camvid_lang.notebook import panel
 
 panel(segmenter, images)
-
-# %% [markdown]
-# To compare two runs, give both:
-# `panel({"frozen": segmenter, "full": session.segmenter("full-names")}, images)`.
 
 # %% [markdown]
 # ## Other words, measured
@@ -114,8 +110,8 @@ other_words(segmenter, test) if segmenter.experiment.epochs else None
 # 1. Ask for `road, sky, xylophone`. What becomes of the pixels of all other things, and why? Tick *none of
 #    these* and ask again.
 # 2. Compare `person` with `person | man | woman | child` as one class of four prompts.
-# 3. A run on a frozen CLIP (notebook 3): ask it for `shop window, door, road, sky, car` with the box
-#    *CLIP's own map for new words* and without. Which is right about the windows?
+# 3. A run on a frozen CLIP (notebook 3): `ask` it for `shop window, door, road, sky, car`, and again with
+#    `compare="clip"`. Which is right about the windows?
 # 4. Split a class: `white car, red car, road, building, tree, sky`. Does the model know colours?
 #
 # The same in a script, without the panel:

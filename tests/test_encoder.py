@@ -116,7 +116,7 @@ def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
 
 def test_weights_that_are_missing_are_refused(tmp_path):
     absent = str(tmp_path / "absent.safetensors")
-    with pytest.raises(InputError, match="neither a file nor a folder"):
+    with pytest.raises(InputError, match="neither a file nor a tag"):
         load_clip(TINY, absent)
     for weights in (absent, str(tmp_path), "hf-hub:nobody/nothing"):
         with pytest.raises(InputError, match=f"{weights} is missing"):
@@ -127,7 +127,6 @@ WRAPPED = {  # a state dict -> what is saved
     "plain": dict,
     "parallel": lambda s: {f"module.{k}": v for k, v in s.items()},
     "compiled": lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
-    "inside": lambda s: {k.replace("visual.", "visual._orig_mod."): v for k, v in s.items()},
     "lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
     "trainer": lambda s: {"model_state_dict": s, "args": Namespace(lr=1), "optimizer": {}},
     "backbone": lambda s: {"model": {f"backbone.net.{k}": v for k, v in s.items()}},
@@ -157,8 +156,6 @@ def test_resnet18_loads_without_or_with_another_classifier(tmp_path):
     for state in (plain, {**plain, **heads}, {**plain, "fc.weight": torch.zeros(21843, 512)}, old):
         save_file(state, file)
         assert load_resnet18(file).network.layer4[1].bn2.weight.equal(plain["layer4.1.bn2.weight"])
-    (tmp_path / "w.safetensors").rename(tmp_path / "misnamed.pth")
-    load_resnet18(str(tmp_path / "misnamed.pth"))
 
 
 def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path):
@@ -172,7 +169,7 @@ def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path
 
     resnet = timm.create_model("resnet18").state_dict()
     part = {key: value for key, value in resnet.items() if not key.startswith("layer4.1.bn2")}
-    both = {f"{part}.{k}": v for part in ("net", "module.net") for k, v in resnet.items()}
+    both = {f"{part}.{k}": v for part in ("net", "ema") for k, v in resnet.items()}
     larger = {k: torch.zeros([2 * n for n in v.shape]) for k, v in resnet.items()}
     refused(load_resnet18, part, r'Missing key.*"layer4\.1\.bn2\.weight"')
     refused(load_resnet18, {**resnet, "head.weight": torch.zeros(1)}, r'Unexpected.*"head\.weight"')
@@ -186,7 +183,7 @@ def test_other_architectures_and_parts_are_refused_with_the_names(tiny, tmp_path
     refused(clip, resnet, "Missing key")
     refused(clip, tiny.visual.state_dict(prefix="visual."), r'Missing key.*"positional_embedding"')
     larger = {k: torch.zeros([2 * n for n in v.shape]) for k, v in tiny.state_dict().items()}
-    refused(clip, larger, "changed")
+    refused(clip, larger, "size mismatch")
 
 
 def scripted(path):
@@ -212,28 +209,27 @@ def cut(save):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty or text"),
-        (b"<!-- saved -->\n<!DOCTYPE html><html>\n<p>Quota</html>", "empty or text.*DOCTYPE html"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "empty or text.*git-lfs"),
-        ('{"error": "nicht gefunden: für Gäste"}\n'.encode(), "empty or text.*error"),
-        (b"PK\x03\x04 half an archive", "neither"),
-        (bytes(range(256)) * 9, "neither"),
-        (cut(save_file), "neither safetensors .* damaged"),
-        (cut(torch.save), "neither safetensors .* damaged"),
-        (pickle.dumps(Namespace(a=nn.Linear(1, 1))), "neither .*pickled objects"),
-        (lambda path: torch.save(nn.Linear(1, 1), path), "neither .*save model.state_dict"),
-        (scripted, "neither"),
-        (zipped, "neither"),
-        (lambda path: torch.save({"student": {"a": torch.zeros(1)}, "epoch": 1}, path), "a dict"),
-        (lambda path: torch.save([torch.zeros(1)], path), "a list .*not a state dict"),
-        (lambda path: torch.save({}, path), "a dict .*not a state dict"),
+        (b"", ""),
+        (b"<!-- saved -->\n<!DOCTYPE html><html>\n<p>Quota</html>", ""),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ""),
+        (b"PK\x03\x04 half an archive", ""),
+        (bytes(range(256)) * 9, ""),
+        (cut(save_file), ""),
+        (cut(torch.save), ""),
+        (pickle.dumps(Namespace(a=nn.Linear(1, 1))), ""),
+        (lambda path: torch.save(nn.Linear(1, 1), path), ""),
+        (scripted, ""),
+        (zipped, ""),
+        (lambda path: torch.save({"student": {"a": torch.zeros(1)}}, path), "tensors, but student"),
+        (lambda path: torch.save([torch.zeros(1)], path), "list"),
+        (lambda path: torch.save({}, path), "holds no tensors"),
     ],
 )
 def test_a_file_that_holds_no_weights_is_refused(content, message, name, tmp_path):
-    path = tmp_path / name
+    path, said = tmp_path / name, message if name == "w.pt" else ""
     path.write_bytes(content) if isinstance(content, bytes) else content(path)
     for load in (load_resnet18, lambda path: load_clip(TINY, path)):
-        with pytest.raises(InputError, match=rf"weights .*{name}: {message}") as caught:
+        with pytest.raises(InputError, match=rf"{name}: not a state dict .*{said}") as caught:
             load(str(path))
         assert "\n" not in str(caught.value)
 
@@ -250,35 +246,27 @@ def folder(tiny, tmp_path):
     return tmp_path / "own"
 
 
-def test_a_folder_in_open_clips_format_is_an_encoder_or_its_weights(folder, tiny):
-    for arguments in ((f"local-dir:{folder}",), (TINY, str(folder)), (TINY, f"local-dir:{folder}")):
-        clip = load_clip(*arguments)
-        assert clip.visual.head.proj.weight.equal(tiny.visual.head.proj.weight)
-        assert DenseCLIPEncoder(clip).normalise.mean.flatten().tolist() == [0.5, 0.5, 0.5]
-    assert CLIPTextEncoder(clip, f"local-dir:{folder}").encode(["car"]).shape == (1, 64)
-    state = {f"module.model.{key}": value for key, value in tiny.state_dict().items()}
-    torch.save({"model": state}, folder / "open_clip_pytorch_model.bin")
-    clip = load_clip(f"local-dir:{folder}")  # its wrappers are removed as in a file
+def test_a_folder_in_open_clips_format_is_an_encoder(folder, tiny):
+    clip = load_clip(f"local-dir:{folder}")
     assert clip.visual.head.proj.weight.equal(tiny.visual.head.proj.weight)
     assert DenseCLIPEncoder(clip).normalise.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert CLIPTextEncoder(clip, f"local-dir:{folder}").encode(["car"]).shape == (1, 64)
+    file = str(folder / "open_clip_pytorch_model.bin")
+    assert load_clip(TINY, file).visual.head.proj.weight.equal(tiny.visual.head.proj.weight)
 
 
 def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path):
     for arguments, message in (
-        (
-            (THESIS_ENCODER, str(folder)),
-            r"embed_dim, timm_model_name differ\): set encoder to local",
-        ),
         ((f"local-dir:{folder}", "other.pt"), "has its own weights"),
-        ((TINY, str(tmp_path)), "holds open_clip_config.json"),
-        ((f"local-dir:{tmp_path}/absent",), "neither a file nor a folder"),
+        ((TINY, str(folder)), "neither a file nor a tag .*set encoder to local-dir:FOLDER"),
+        ((f"local-dir:{tmp_path}/absent",), "absent.* cannot be loaded"),
         (("hf-hub:nobody/nothing",), r"hf-hub:nobody/nothing .*cannot be loaded"),
-        ((TINY, "hf-hub:nobody/nothing"), "nothing of camvid-tiny cannot be loaded"),
+        ((TINY, "hf-hub:nobody/nothing"), "neither a file nor a tag"),
     ):
         with pytest.raises(InputError, match=message):
             load_clip(*arguments)
     (folder / "open_clip_pytorch_model.bin").write_text("version https://git-lfs.github.com\n")
-    with pytest.raises(InputError, match="git-lfs"):
+    with pytest.raises(InputError, match=r"own .*cannot be loaded"):
         load_clip(f"local-dir:{folder}")
     (folder / "open_clip_config.json").write_text("{}")
     with pytest.raises(InputError, match="own"):
@@ -295,7 +283,7 @@ def test_a_run_on_a_folder_is_known_by_the_content_of_its_weights(
     assert "finished before" in capsys.readouterr().out
     assert camvid_lang.load(tmp_path / "out").similarity(["lorry"]).shape == (1, 11)
     moved = folder.rename(folder.with_name("moved"))
-    with pytest.raises(InputError, match=r"give the path .--weights PATH"):
+    with pytest.raises(InputError, match=r"give its path .--weights PATH"):
         camvid_lang.load(tmp_path / "out")
     found = camvid_lang.load(tmp_path / "out", weights=moved)
     assert found.similarity(["lorry"]).shape == (1, 11)
@@ -305,7 +293,7 @@ def test_a_run_on_a_folder_is_known_by_the_content_of_its_weights(
     torch.save(state, folder / "open_clip_pytorch_model.bin")
     assert main(command) == 1
     assert "weights has other content" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"weights local-dir:.*: the content is not"):
+    with pytest.raises(InputError, match=r"was made with another encoder than .*own"):
         camvid_lang.load(tmp_path / "out")
 
 

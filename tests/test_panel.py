@@ -118,25 +118,16 @@ def test_the_panel_shows_a_result_at_once_and_on_a_click():
     assert found["HTML"][0].value == ""
 
 
-def test_the_panel_blends_saves_and_compares(tmp_path, monkeypatch):
+def test_the_panel_saves_what_it_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stub = Stub()
-    found = parts(panel({"one": stub, "two": Stub()}, IMAGES, "road, xylophone"))
+    found = parts(panel(stub, IMAGES, "road, xylophone"))
     assert found["HTML"][0].value.startswith("xylophone: not similar to any class of")
-    assert len(found["Image"]) == 4
-    before, asked = [bytes(output.value) for output in found["Image"]], len(stub.calls)
-    found["FloatSlider"][0].value = 0.2
-    changed = [
-        bytes(output.value) != old for output, old in zip(found["Image"], before, strict=True)
-    ]
-    assert changed == [True, False, True, False]
-    assert len(stub.calls) == asked  # nothing is computed again
     found["Button"][1].click()
     assert "segmented" in found["HTML"][0].value
-    assert {path.name for path in (tmp_path / "segmented").iterdir()} == {
-        f"one_{run}{end}.png" for run in ("one", "two") for end in ("", "_overlay")
-    }
-    saved = Image.open(tmp_path / "segmented" / "one_one.png")
+    names = {path.name for path in (tmp_path / "segmented").iterdir()}
+    assert names == {"one.png", "one_overlay.png"}
+    saved = Image.open(tmp_path / "segmented" / "one.png")
     np.testing.assert_array_equal(saved, stub.segment(IMAGES["one.png"], ["a", "b"]).ids)
     assert saved.info["camvid-lang classes"].count("\n") == 1  # two names, for `score`
 
@@ -204,16 +195,3 @@ def test_an_image_that_is_dropped_is_segmented():
     assert any(all(part in html.value for part in ("ondrop", ".with-drop", ".dropped textarea"))
                for html in found["HTML"])  # fmt: skip
     assert "with-drop" in shown._dom_classes
-
-
-def test_a_run_on_a_frozen_clip_can_leave_new_words_to_it(finished):
-    def boxes(shown):
-        found = [widget for row in shown.children[:3] for widget in row.children]
-        return [w for w in found if "CLIP" in w.description]
-
-    segmenter = load(finished / "frozen-names", device="cpu")
-    shown = panel(segmenter, IMAGES, "car, lorry, sky")
-    before = shown.children[-1].value
-    boxes(shown)[0].value = True
-    assert shown.children[-1].value != before
-    assert not boxes(panel(load("demo", device="cpu"), IMAGES))

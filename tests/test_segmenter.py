@@ -1,10 +1,7 @@
 """Any words on any image: inputs are checked where they enter, results are those of the model."""
 
 import shutil
-import struct
-import sys
 import warnings
-from fractions import Fraction
 
 import numpy as np
 import open_clip
@@ -58,17 +55,6 @@ def test_words_are_compared_through_the_classes_of_training(segmenter):
     assert np.abs(found.astype(float) - by_cosine).max() > 0.1
 
 
-def test_a_class_of_several_prompts_takes_the_best_or_the_mean(segmenter):
-    one, other = segmenter.cosines(RGB, ["car", "tree"])
-    best = segmenter.cosines(RGB, {"both": ["car", "tree"], "road": "road"}, best_prompt=True)
-    np.testing.assert_allclose(best[0], np.maximum(one, other), atol=1e-5)
-    mean = segmenter.cosines(RGB, {"both": ["car", "tree"], "road": "road"})
-    assert not np.allclose(best[0], mean[0], atol=1e-3)
-    photo = segmenter.cosines(RGB, ["car", "tree"], templates="photo")
-    expected = segmenter.cosines(RGB, ["a photo of a car", "a photo of a tree"])
-    np.testing.assert_allclose(photo, expected, atol=1e-6)
-
-
 def test_pixels_of_other_classes_are_none_of_these():
     scene, label = draw_scene(scene_seed(0, "test", 33))
     result = camvid_lang.load("demo").segment(scene, "street, cloudy sky", none_below=0.5)
@@ -86,7 +72,6 @@ def test_pixels_of_other_classes_are_none_of_these():
     [
         ({"compare": "dot"}, "anchored, cosine, clip"),
         ({"none_below": 2}, "0..1"),
-        ({"templates": "haiku"}, "not one of photo"),
         ({"tile": 100}, "multiple of 32"),
         ({"compare": "clip", "none_below": 0.5}, "needs the agreement"),
     ],
@@ -241,89 +226,9 @@ def test_a_legend_is_below_the_overlay(segmenter):
     plain, with_legend = (np.array(result.overlay(legend=on)) for on in (False, True))
     np.testing.assert_array_equal(with_legend[:96, :128], plain)
     strip = with_legend[96:]
-    assert with_legend.shape[0] % 2 == with_legend.shape[1] % 2 == 0
     for colour in result.colours:
         assert (strip == colour).all(axis=-1).sum() > 50
     assert (strip[:, -3:] == 255).all()  # names end before the edge
-
-
-# Videos
-
-
-def write_video(path, size=(96, 128), frames=5, codec="mpeg4", times=None):
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=10)
-        stream.height, stream.width = size
-        stream.pix_fmt = "yuv420p"
-        for i in range(frames):
-            image = np.full((*size, 3), 40 * i, np.uint8)
-            image[: size[0] // 2, : size[1] // 2] = 255  # top left
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = (times or range(frames))[i], Fraction(1, 10)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-
-
-def read_video(path):
-    av = pytest.importorskip("av")
-    with av.open(str(path)) as file:
-        rate = file.streams.video[0].average_rate
-        frames = [(f.time, f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]
-    return rate, *zip(*frames, strict=True)
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
-def test_a_video_keeps_its_size_rate_and_frames(name, segmenter, tmp_path):
-    write_video(tmp_path / name)
-    number = segmenter.segment_video(tmp_path / name, tmp_path / "new" / "b.mp4", "car, sky")
-    rate, times, images = read_video(tmp_path / "new" / "b.mp4")
-    assert (number, rate, len(images)) == (5, 10, 5)
-    assert [round(time - times[0], 3) for time in times] == [0, 0.1, 0.2, 0.3, 0.4]
-    expected = segmenter.segment(read_video(tmp_path / name)[2][4], "car, sky").overlay()
-    assert np.abs(np.subtract(images[4], expected, dtype=float)).mean() < 12  # H.264 loses some
-
-
-def test_a_video_is_turned_upright_and_keeps_uneven_times(segmenter, tmp_path):
-    write_video(tmp_path / "a.mp4", times=[0, 1, 2, 7, 8])
-    segmenter.segment_video(tmp_path / "a.mp4", tmp_path / "b.mp4", alpha=0.0)
-    assert [round(t, 2) for t in read_video(tmp_path / "b.mp4")[1]] == [0, 0.1, 0.2, 0.7, 0.8]
-    one = 1 << 16  # a phone's video, to be shown turned by a quarter, clockwise
-    plain, turned = (
-        struct.pack(">9i", *matrix, 0, 0, 1 << 30)
-        for matrix in ((one, 0, 0, 0, one, 0), (0, one, 0, -one, 0, 0))
-    )
-    head, track, rest = (tmp_path / "a.mp4").read_bytes().partition(b"tkhd")
-    (tmp_path / "c.mp4").write_bytes(head + track + rest.replace(plain, turned, 1))
-    segmenter.segment_video(tmp_path / "c.mp4", tmp_path / "d.mp4", alpha=0.0)
-    image = read_video(tmp_path / "d.mp4")[2][0]
-    assert image.shape == (128, 96, 3)
-    assert image[:60, 52:].min() > 200  # top left has become top right
-    assert image[:60, :44].max() < 60
-
-
-def test_a_video_of_odd_size_or_with_a_legend(segmenter, tmp_path):
-    write_video(tmp_path / "a.mkv", (95, 127), 2, "ffv1")
-    segmenter.segment_video(tmp_path / "a.mkv", tmp_path / "b.mp4", "car, sky")
-    assert read_video(tmp_path / "b.mp4")[2][0].shape == (95, 127, 3)
-    segmenter.segment_video(tmp_path / "a.mkv", tmp_path / "b.mp4", "car, sky", legend=True)
-    assert read_video(tmp_path / "b.mp4")[2][0].shape[0] > 95
-
-
-def test_what_is_not_a_video_is_refused(segmenter, tmp_path, monkeypatch):
-    pytest.importorskip("av")
-    write_video(tmp_path / "good.mp4")
-    (tmp_path / "text.mp4").write_text("not a video")
-    (tmp_path / "half.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:600])
-    for name in ("text.mp4", "half.mp4", "absent.mp4"):
-        with pytest.raises(InputError, match=f"{name}: not a readable video"):
-            segmenter.segment_video(tmp_path / name, tmp_path / "out.mp4")
-    with pytest.raises(InputError, match=r"good\.mp4 would be overwritten"):
-        segmenter.segment_video(tmp_path / "good.mp4", tmp_path / "good.mp4")
-    assert not (tmp_path / "out.mp4").exists()
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match=r'pip install "camvid-lang\[video\]"'):
-        segmenter.segment_video(tmp_path / "good.mp4", tmp_path / "out.mp4")
 
 
 def test_one_class_is_warned_of(segmenter):
@@ -412,11 +317,13 @@ def test_a_run_needs_its_files_for_other_words_only(name, made, moved):
     np.testing.assert_array_equal(segmenter.segment(RGB, CLASSES).ids, own.ids)
     assert segmenter.segment(RGB, "tree, Car").classes == ["tree", "Car"]
     assert segmenter.similarity(["car"])[0, CLASSES.index("car")] == pytest.approx(1)
-    with pytest.raises(InputError, match=r"bank\.npz .* missing: give the path \(--text-bank"):
+    with pytest.raises(InputError, match=r"bank\.npz .*No such file.*give its path \(--text-bank"):
         segmenter.segment(RGB, "lorry, car")
     write_bank(made / "bank.npz", sign=-1)  # the own words' vectors are the same
     np.testing.assert_array_equal(segmenter.segment(RGB).ids, own.ids)
-    with pytest.raises(InputError, match=rf"bank\.npz: the content .*/{name} was .*--text-bank"):
+    with pytest.raises(
+        InputError, match=rf"/{name} was made with another .*bank\.npz.*--text-bank"
+    ):
         segmenter.segment(RGB, "lorry, car")
     (made / "bank.npz").unlink()
     given["text_bank"] = moved / "bank.npz"
@@ -428,17 +335,17 @@ def test_a_run_needs_its_files_for_other_words_only(name, made, moved):
 
 @pytest.mark.parametrize("name", ["bilinear-names", "adapter-names"])
 def test_a_frozen_encoder_is_that_of_the_run_or_refused(name, made, moved, monkeypatch):
-    with pytest.raises(InputError, match=r"clip\.safetensors' .*give the path \(--weights"):
+    with pytest.raises(InputError, match=r"clip\.safetensors' .*give its path \(--weights"):
         camvid_lang.load(moved / name)
     state = open_clip.create_model("camvid-tiny", load_weights=False).state_dict()
     torch.save(state, made / "other.pt")
     shutil.copy(made / "other.pt", made / "clip.safetensors")
-    with pytest.raises(InputError, match=r"weights .*(content|cannot be loaded)"):
+    with pytest.raises(InputError, match=r"clip\.safetensors.*--weights"):
         camvid_lang.load(moved / name)
     (made / "clip.safetensors").unlink()
     for key, path in (("weights", made / "other.pt"), ("text_bank", made / "other.npz")):
         write_bank(made / "other.npz", sign=-1)
-        with pytest.raises(InputError, match=f"{path.name}: the content is not that which"):
+        with pytest.raises(InputError, match=f"was made with another .*{path.name}"):
             camvid_lang.load(moved / name, **{"weights": moved / "clip.safetensors", key: path})
     monkeypatch.chdir(moved)
     assert camvid_lang.load(name, weights="clip.safetensors").segment(RGB, "car, sky")
@@ -457,8 +364,9 @@ def test_the_text_tower_of_a_trained_clip_is_that_of_the_run(finished, tmp_path)
     with pytest.raises(InputError, match="--weights PATH"):
         segmenter.segment(RGB, "lorry, kerb")
     camvid_lang.load(tmp_path / "run", weights=tmp_path / "elsewhere.safetensors").similarity("bus")
-    with pytest.raises(InputError, match="was made without a text bank"):
-        camvid_lang.load(tmp_path / "run", text_bank="bank.npz")
+    write_bank(tmp_path / "bank.npz")
+    with pytest.raises(InputError, match=r"was made with another .*bank\.npz"):
+        camvid_lang.load(tmp_path / "run", text_bank=tmp_path / "bank.npz")
 
 
 def test_a_bank_of_another_clip_is_refused(tmp_path):

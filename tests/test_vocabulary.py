@@ -1,4 +1,4 @@
-"""Other words than a run was trained with: comparison, scores, held-out classes, templates."""
+"""Other words than a run was trained with: comparison, scores, held-out classes."""
 
 import itertools
 import json
@@ -18,7 +18,6 @@ from camvid_lang.errors import InputError
 from camvid_lang.evaluation import held_out_scores
 from camvid_lang.experiments import configure
 from camvid_lang.models.segmentation import COMPARE, Bilinear, LanguageModel
-from camvid_lang.models.text import TEMPLATES, fill_templates
 from camvid_lang.results import read_results
 from camvid_lang.run import run
 from camvid_lang.segmenter import load
@@ -228,15 +227,3 @@ def test_no_class_found_is_a_harmonic_mean_of_0():
     assert held_out_scores({"car": None, "road": 0.0, "sky": 0.0}, ["car"])["harmonic"] == 0
     means = held_out_scores({"car": 40.0, "tree": None, "road": 80.0, "sky": None}, ["car", "tree"])
     assert (means["seen"], means["unseen"]) == (80, 40)  # classes without IoU are left out
-
-
-def test_templates_by_name_and_by_file(tmp_path):
-    assert fill_templates(["tree"], "") == ["tree"]
-    assert len(fill_templates(["tree", "car"], "clip")) == 2 * len(TEMPLATES["clip"])
-    (tmp_path / "mine.txt").write_text("a {} at night\n\n{} in fog\n")
-    found = fill_templates(["a {} tree", "car"], str(tmp_path / "mine.txt"))
-    assert found == ["a a {} tree at night", "a {} tree in fog", "a car at night", "car in fog"]
-    (tmp_path / "mine.txt").write_text("a tree\n")
-    for wrong in ("street scene", str(tmp_path / "mine.txt")):
-        with pytest.raises(InputError, match="templates"):
-            fill_templates(["tree"], wrong)

@@ -5,7 +5,6 @@ Both take RGB images and return four maps at strides 4, 8, 16 and 32, finest fir
 
 import contextlib
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,6 @@ __all__ = [
 ASSETS = Path(__file__).parent.parent / "assets"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FOLDER, HUB = "local-dir:", "hf-hub:"  # open_clip's names for a model with its configuration
-CONFIG = "open_clip_config.json"
 
 
 def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
@@ -44,9 +42,8 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
     Args:
         name: a name of `open_clip.list_models()`; `camvid-tiny`, which the package ships; or
             `local-dir:FOLDER` or `hf-hub:ORG/NAME`, a model in open_clip's format with its weights.
-        weights: a pretrained tag; a file in open_clip's format (.safetensors, or a checkpoint
-            saved by torch); or a folder or `hf-hub:` name, as above, of the model `name`. Empty:
-            see `resolve_weights`. `random`: untrained, for measuring speed.
+        weights: a pretrained tag, or a file in open_clip's format (.safetensors, or a checkpoint
+            saved by torch). Empty: see `resolve_weights`. `random`: untrained, for measuring speed.
 
     Raises:
         InputError: unknown model; weights that are missing, cannot be downloaded or do not fit.
@@ -66,30 +63,30 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
         with _explained(f"encoder {name} cannot be read"):
             return open_clip.create_model(name, load_weights=False).eval()
     source = resolve_weights(name, weights)
-    files = weight_files(name, source)
-    if not (files or source.startswith(HUB) or open_clip.is_pretrained_cfg(name, source)):
+    files, packed = weight_files(name, source), name.startswith((FOLDER, HUB))
+    if not (files or packed or open_clip.is_pretrained_cfg(name, source)):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise InputError(
-            f"weights '{source}' are neither a file nor a folder nor a tag of {name} (has: {tags})"
+            f"weights '{source}' are neither a file nor a tag of {name} (has: {tags}); for a "
+            f"folder in open_clip's format set encoder to {FOLDER}FOLDER"
         )
-    architecture = name
-    if source.startswith(HUB):
-        architecture = source
-    elif len(files) == 2:
-        architecture = f"{FOLDER}{files[0].parent}"
     with _explained(f"weights {source} of {name} cannot be loaded"):
-        if name != architecture:
-            _refuse_another(name, architecture)
-        if files:
-            model = _create_from_file(architecture, files[-1])
+        if packed:
+            model = open_clip.create_model(name)
+        elif files:
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+            try:
+                open_clip.load_checkpoint(model, str(files[0]))
+            except Exception:  # of a training script, or no weights at all
+                model.load_state_dict(read_state_dict(files[0]))
         else:
-            model = open_clip.create_model(architecture, source, require_pretrained=True)
+            model = open_clip.create_model(name, source, require_pretrained=True)
     check_finite(model, source)
     return model.eval()
 
 
 def resolve_weights(name: str, weights: str = "") -> str:
-    """The tag, file or folder that is read: `weights`, or the default of open_clip's `name`.
+    """What `load_clip` reads: `weights`, the default of `name`, or `name` with weights of its own.
 
     Raises:
         InputError: no weights given, and open_clip has none for this model; or both given, with a
@@ -113,53 +110,11 @@ def resolve_weights(name: str, weights: str = "") -> str:
 
 
 def weight_files(name: str, source: str) -> list[Path]:
-    """What `load_clip(name, source)` reads: a file; of a folder, its configuration and weights.
-
-    Nothing for a tag, a name of the hub and a missing file.
-
-    Raises:
-        InputError: a folder that is not in open_clip's format.
-    """
+    """The local files that `load_clip(name, source)` reads: none for a tag or a name of the hub."""
     path = Path(source.removeprefix(FOLDER))
-    if not source or open_clip.is_pretrained_cfg(name, source):
-        return []
-    if not path.is_dir():
-        return [path] if path.is_file() and not source.startswith(FOLDER) else []
-    found = [file for kind in ("safetensors", "bin", "pth") for file in path.glob(f"*.{kind}")]
-    # The names that open_clip prefers, in its order.
-    named = [file for file in found if file.stem in ("open_clip_model", "open_clip_pytorch_model")]
-    if not (path / CONFIG).is_file() or not (named or len(found) == 1):
-        raise InputError(
-            f"weights {path}: a folder in open_clip's format holds {CONFIG} and "
-            "open_clip_model.safetensors (or open_clip_pytorch_model.bin); give such a folder, or "
-            "the file of the weights"
-        )
-    return [path / CONFIG, (named or found)[0]]
-
-
-def _create_from_file(architecture: str, file: Path) -> open_clip.CLIP:
-    """The model of a name or `local-dir:`, with the weights in a file."""
-    model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False)
-    try:
-        open_clip.load_checkpoint(model, str(file))
-    except Exception:  # another kind of checkpoint, or no weights at all
-        state = read_state_dict(file)
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(state, f"{folder}/weights.pt")
-            open_clip.load_checkpoint(model, f"{folder}/weights.pt")
-    return model
-
-
-def _refuse_another(name: str, architecture: str) -> None:
-    """Raise `InputError` where the configuration is of another model than `name`."""
-    keys = ("embed_dim", "quick_gelu", "timm_model_name", "context_length", "vocab_size")
-    configs = [open_clip.get_model_config(which) for which in (architecture, name)]
-    theirs, own = ({**c["text_cfg"], **c["vision_cfg"], **c} for c in configs)
-    if differs := [key for key in keys if (theirs.get(key) or 0) != (own.get(key) or 0)]:
-        raise InputError(
-            f"weights {architecture} are not of {name} ({', '.join(differs)} differ): set encoder "
-            f"to {architecture} and leave out weights"
-        )
+    if source.startswith(FOLDER) and path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    return [path] if path.is_file() and not open_clip.is_pretrained_cfg(name, source) else []
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ embedding is their mean, normalised.
 """
 
 import difflib
-import functools
 import json
 import os
 import re
@@ -24,14 +23,12 @@ from camvid_lang.data.classes import ALIASES, CLASSES, DESCRIPTIONS
 from camvid_lang.errors import InputError
 
 __all__ = [
-    "TEMPLATES",
     "CLIPTextEncoder",
     "LazyTextEncoder",
     "TextBank",
     "TextEncoder",
     "class_prompts",
     "embed_classes",
-    "fill_templates",
     "parse_classes",
 ]
 
@@ -183,47 +180,6 @@ def _collect(pairs: Iterable[tuple[str, str | Sequence[str]]]) -> dict[str, list
     return classes
 
 
-# The texts around a phrase, by name. "clip": the seven that CLIP's authors chose for ImageNet (in
-# their notebook on prompts); "scene": those that ViLD (Gu et al., 2022) adds for objects in scenes.
-TEMPLATES = {
-    "photo": ("a photo of a {}",),
-    "street": ("{} in a street scene", "a {} in the street", "a photo of a {} in the street"),
-    "scene": ("there is a {} in the scene", "a photo of a {} in the scene"),
-    "clip": (
-        *("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}."),
-        *("a {} in a video game.", "art of the {}.", "a photo of the small {}."),
-    ),
-}
-
-
-def fill_templates(prompts: Sequence[str], templates: str) -> list[str]:
-    """Each prompt in each of the templates; the prompts themselves if `templates` is empty.
-
-    Args:
-        templates: a key of `TEMPLATES`, or the path of a UTF-8 file with a template per line.
-
-    Raises:
-        InputError: no such name or file, or a template without `{}`.
-
-    Example:
-        >>> fill_templates(["tree", "car"], "photo")
-        ['a photo of a tree', 'a photo of a car']
-    """
-    chosen: Sequence[str] = TEMPLATES.get(templates, ("{}",))
-    if templates and templates not in TEMPLATES:
-        try:
-            lines = Path(templates).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            names = ", ".join(TEMPLATES)
-            raise InputError(
-                f"templates {templates!r} are not one of {names}, nor a text file ({error})"
-            ) from error
-        chosen = [line.strip() for line in lines if line.strip()]
-    if wrong := [template for template in chosen or [""] if template.count("{}") != 1]:
-        raise InputError(f"templates {templates!r}: write {{}} once in each line ({wrong[0]!r})")
-    return [template.replace("{}", prompt) for prompt in prompts for template in chosen]
-
-
 class TextEncoder(Protocol):
     """Anything that embeds prompts; `label` names it in results."""
 
@@ -281,12 +237,12 @@ class CLIPTextEncoder:
 
 
 class LazyTextEncoder:
-    """A text encoder that is made when it is first used: a run's own words need none."""
+    """A text encoder that `make` returns, called when it is used: a run's own words need none."""
 
     label = "text encoder of a run"
 
     def __init__(self, make: Callable[[], TextEncoder]):
-        self._make = functools.cache(make)
+        self._make = make
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """n prompts -> (n, C) float32; raises InputError where the encoder cannot be made."""

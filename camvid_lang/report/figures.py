@@ -157,8 +157,7 @@ def drawn_names(names: Sequence[str]) -> list[str]:
 def with_legend(image: Image.Image, names: Sequence[str], colours: Sequence[Colour]) -> Image.Image:
     """The image above the names, as `drawn_names` has them, next to a square of their colour.
 
-    It is as wide as the image, or as the longest name where that is wider; both sides are even, as
-    frames of a video must be.
+    It is as wide as the image, or as the longest name where that is wider.
     """
     size = max(11, image.width // 70)
     font = ImageFont.truetype(findfont(FontProperties()), size)
@@ -167,7 +166,7 @@ def with_legend(image: Image.Image, names: Sequence[str], colours: Sequence[Colo
     columns, line = max(1, image.width // cell), 2 * size
     rows = math.ceil(len(labels) / columns)
     width, height = max(image.width, cell), image.height + rows * line + size
-    sheet = Image.new("RGB", (width + width % 2, height + height % 2), "white")
+    sheet = Image.new("RGB", (width, height), "white")
     sheet.paste(image)
     draw = ImageDraw.Draw(sheet)
     for i, (label, colour) in enumerate(zip(labels, colours, strict=True)):
@@ -297,19 +296,16 @@ def overlay(
     ids: ArrayLike,
     names: Sequence[str],
     colours: Sequence[Colour],
-    opacity: float = 0.55,
-    title: str = "segmentation",
 ) -> Figure:
     """An image (H, W, 3) next to itself tinted by the classes `ids` (H, W), with a legend.
 
-    `opacity` in 0..1 is the share of the colours. Names that cannot be drawn are numbered, see
-    `drawn_names`, here and in `heat_maps`.
+    Names that cannot be drawn are numbered, see `drawn_names`, here and in `heat_maps`.
     """
     # More pixels than the figure has would only take memory.
     step = max(1, max(np.shape(ids)) // 1200)
     image, ids = np.asarray(image)[::step, ::step], np.asarray(ids)[::step, ::step]
-    tinted = (1 - opacity) * image + opacity * colour_labels(ids, colours)
-    row = [("image", image), (title, tinted.round().astype(np.uint8))]
+    tinted = 0.45 * image + 0.55 * colour_labels(ids, colours)
+    row = [("image", image), ("segmentation", tinted.round().astype(np.uint8))]
     legend = [*zip(drawn_names(names), colours, strict=True)]
     return _gallery("Segmentation by words", [row], legend)
 
