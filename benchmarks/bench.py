@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +34,7 @@ from camvid_lang.data.classes import NUM_CLASSES
 from camvid_lang.device import autocast, mixed_precision, pick_device, to_device
 from camvid_lang.experiments import EXPERIMENTS, configure
 from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
-from camvid_lang.models.segmentation import LanguageModel, SegmentationModel
+from camvid_lang.models.segmentation import LanguageModel, SegmentationModel, best_class
 from camvid_lang.results import versions
 from camvid_lang.run import build_model
 from camvid_lang.training.loop import make_optimizer, segmentation_loss, training_step
@@ -72,6 +72,30 @@ def thesis_scores(model: SegmentationModel, images: Tensor) -> Tensor:
     if model.projection is not None:
         features = F.conv2d(features, model.projection[:, :, None, None])
     return cosine_logits_reference(features, model.text, images.shape[-2:])
+
+
+class Averaged(nn.Module):
+    """A model whose classes are those of the probabilities averaged over resized images.
+
+    With `flip` over their mirror images too. The thesis does not do so; README reports it apart.
+    """
+
+    def __init__(self, model: SegmentationModel, scales: Sequence[float], flip: bool):
+        super().__init__()
+        self.model, self.scales, self.flip = model, scales, flip
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, H, W) uint8."""
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        size, sums = images.shape[-2:], 0
+        for scale in self.scales:
+            resized = F.interpolate(images, [round(side * scale) for side in size], mode="bilinear")
+            for mirrored in (False, True) if self.flip else (False,):
+                output = self.model(resized.flip(-1) if mirrored else resized)
+                shares = (output.float() / self.model.temperature).softmax(dim=1)
+                shares = shares.flip(-1) if mirrored else shares
+                sums = sums + F.interpolate(shares, size, mode="bilinear")
+        return best_class(sums)
 
 
 def prepare(case: Case) -> Callable[[], object]:

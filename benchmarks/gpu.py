@@ -170,7 +170,8 @@ def check_recipe(piece: Piece) -> None:
         for key, more in (("plain", {}), ("averaged", AVERAGED)):
             for _ in range(2):  # the first is slower
                 started = time.perf_counter()
-                miou = evaluate(model, few, EVALUATE_BATCH, **more)["miou"]
+                asked = bench.Averaged(model, **more) if more else model
+                miou = evaluate(asked, few, EVALUATE_BATCH)["miou"]
                 milliseconds = 1e3 * (time.perf_counter() - started) / len(few)
             piece.report(**{f"evaluate_{key}": {"ms_per_frame": milliseconds, "miou": miou}})
     model.train()
@@ -234,7 +235,8 @@ def train_and_score(piece: Piece) -> None:
     def score(kind: str, **averaged: object) -> dict:
         torch.backends.cudnn.benchmark = False  # the last batch of an evaluation is smaller
         model.load_trained_state(kept.weights[kind])
-        scored = evaluate(model, test, EVALUATE_BATCH, **averaged)
+        asked = bench.Averaged(model, **averaged) if averaged else model
+        scored = evaluate(asked, test, EVALUATE_BATCH)
         torch.backends.cudnn.benchmark = piece.options.tuned
         return scored
 

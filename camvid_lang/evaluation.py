@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
@@ -36,7 +34,6 @@ __all__ = [
     "evaluate",
     "held_out_scores",
     "predict",
-    "predict_averaged",
     "score",
     "scores",
     "vocabulary_shift",
@@ -137,34 +134,11 @@ def predict(model: SegmentationModel, images: Tensor, text: Tensor | None = None
         return model.segment(images.to(device), *([] if text is None else [text]))
 
 
-@torch.inference_mode()
-def predict_averaged(
-    model: SegmentationModel, images: Tensor, scales: Sequence[float], flip: bool
-) -> Tensor:
-    """As `predict`, from probabilities averaged over resized images and, with `flip`, mirrored."""
-    images = images.to(next(model.parameters(), images).device)
-    images = images.float() / 255 if images.dtype == torch.uint8 else images
-    height, width = images.shape[-2:]
-
-    resize = partial(F.interpolate, mode="bilinear", align_corners=False)
-    sums = torch.zeros((), device=images.device)
-    for scale in scales:
-        resized = resize(images, (round(height * scale), round(width * scale)))
-        for mirrored in (False, True) if flip else (False,):
-            with autocast(images.device):
-                output = model(resized.flip(-1) if mirrored else resized)
-            shares = (output.float() / model.temperature).softmax(dim=1)
-            sums = sums + resize(shares.flip(-1) if mirrored else shares, (height, width))
-    return best_class(sums)
-
-
 def evaluate(
     model: SegmentationModel,
     frames: Frames,
     batch_size: int = 2,
     desc: str = "evaluate",
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
     text: Tensor | None = None,
 ) -> dict:
     """Scores of a model on whole frames, see `scores`, with their `confusion` (12 x 12 lists).
@@ -172,26 +146,20 @@ def evaluate(
     Frames with classes of their own need the `text` embeddings (K, C) of these on the model's
     device, compared by cosine; `InputError` without.
 
-    Other `scales` or `flip` use `predict_averaged`, which the thesis does not. Several processes
-    (`device.processes`) share the frames; each of them has to call this.
+    Several processes (`device.processes`) share the frames; each of them has to call this.
     """
-    plain = tuple(scales) == (1,) and not flip
     if (text is None and frames.classes) or (text is not None and len(text) != frames.void):
         raise InputError(
             f"the frames have {frames.void} classes: give their text embeddings (text), one for "
             "each class"
         )
-    if text is not None and not plain:
-        raise InputError("text is compared without scales and flip: leave them out")
     if world_size() > 1:
         own = slice(rank(), None, world_size())
         frames = replace(
             frames, images=frames.images[own], labels=frames.labels[own], names=frames.names[own]
         )
     batches = -(-len(frames) // batch_size)
-    function = partial(predict_averaged, scales=scales, flip=flip)
-    function = partial(predict, text=text) if plain else function
-    pairs = _predictions(model, frames, batch_size, function)
+    pairs = _predictions(model, frames, batch_size, text)
     bar = tqdm(pairs, desc=desc, total=batches, unit="batch", disable=rank() > 0)
     device = next(model.parameters(), frames.images).device
     confusion = total(confusion_matrix(bar, frames.void).to(device))
@@ -206,12 +174,12 @@ def _predictions(
     model: SegmentationModel,
     frames: Frames,
     batch_size: int,
-    function: Callable[[SegmentationModel, Tensor], Tensor] = predict,
+    text: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     model.eval()
     for start in range(0, len(frames), batch_size):
         part = slice(start, start + batch_size)
-        found = function(model, frames.images[part])
+        found = predict(model, frames.images[part], text)
         yield found, frames.labels[part].to(found.device)
 
 

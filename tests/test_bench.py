@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+import torch
 
 from benchmarks import bench
 from benchmarks.bench import Case, byte_count, largest_batch
@@ -35,6 +36,17 @@ def test_the_largest_batch_is_within_the_budget(most):
     found = largest_batch(Case("step", "ours", device="cuda"), budget=10 * most, peak=peak)
     assert most - max(1, most // 8) <= found <= most if most >= 2 else found == 0
     assert len(asked) < 14
+
+
+def test_averaging_over_flips_and_scales():
+    model = bench.random_model("swiftnet", "ours", "cpu").eval()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        plain = model.segment(images)
+        assert (bench.Averaged(model, (1,), False).segment(images) == plain).float().mean() > 0.99
+        both = bench.Averaged(model, (1,), True)
+        assert both.segment(images.flip(-1)).flip(-1).equal(both.segment(images))
+        assert not bench.Averaged(model, (0.75, 1), False).segment(images).equal(plain)
 
 
 @pytest.mark.slow(43)

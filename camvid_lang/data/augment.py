@@ -65,9 +65,6 @@ def random_crops(
     tops = torch.randint(height - high + 1, (count,), generator=generator)
     lefts = torch.randint(width - wide + 1, (count,), generator=generator)
     flips = torch.rand(count, generator=generator) < 0.5
-    if images.device.type == "cuda":
-        windows = torch.stack([torch.tensor(list(indices)), tops, lefts, flips.long()])
-        return _gather(images, labels, (high, wide), windows)
     image_crops = images.new_empty((count, images.shape[1], high, wide))
     label_crops = labels.new_empty((count, high, wide))
     windows = zip(indices, tops.tolist(), lefts.tolist(), flips.tolist(), strict=True)
@@ -77,29 +74,6 @@ def random_crops(
         image_crops[i] = image.flip(-1) if flip else image
         label_crops[i] = label.flip(-1) if flip else label
     return image_crops, label_crops
-
-
-def _gather(
-    images: Tensor, labels: Tensor, size: tuple[int, int], windows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same crops in a few kernels for the whole batch, which a GPU launches faster;
-    on a CPU it takes 6 to 12 times as long as the loop.
-
-    `windows`: int64 (4, B) on the CPU: frame, top, left, and 1 where the crop is flipped.
-    """
-    index, top, left, flip = _copy(windows, images.device)[:, :, None, None]
-    rows = top + torch.arange(size[0], device=images.device)[:, None]
-    columns = torch.arange(size[1], device=images.device)
-    columns = left + torch.where(flip > 0, size[1] - 1 - columns, columns)
-    channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    crops = images[index[:, None], channels, rows[:, None], columns[:, None]]
-    return crops, labels[index, rows, columns]
-
-
-def _copy(values: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on `device`, without waiting for what is queued there."""
-    pinned = values.pin_memory() if device.type == "cuda" else values
-    return pinned.to(device, non_blocking=True)
 
 
 def scaled_crops(
@@ -133,7 +107,7 @@ def scaled_crops(
     zero, sign = torch.zeros_like(scale), 1 - 2 * (flips < 0.5).double()
     chosen = torch.tensor(list(indices), dtype=torch.float64)
     affine = [half_x * sign, zero, centre_x, zero, half_y, centre_y]
-    packed = _copy(torch.stack([*affine, chosen], dim=1), images.device)
+    packed = torch.stack([*affine, chosen], dim=1).to(images.device, non_blocking=True)
     index, affine = packed[:, 6].long(), packed[:, :6].view(-1, 2, 3).float()
     grid = F.affine_grid(affine, [len(index), 1, *size], align_corners=False)
     pixels = images[index].float() / 255
@@ -151,7 +125,8 @@ def jitter_colours(images: Tensor, strength: float, generator: torch.Generator) 
     (B, 3, h, w) uint8 or float in [0, 1] -> float in [0, 1]; `strength` is x.
     """
     factors = 1 + strength * (2 * torch.rand(3, len(images), generator=generator) - 1)
-    brightness, contrast, saturation = _copy(factors, images.device)[:, :, None, None, None]
+    factors = factors.to(images.device, non_blocking=True)[:, :, None, None, None]
+    brightness, contrast, saturation = factors
     images = images.float() / 255 if images.dtype == torch.uint8 else images
 
     def grey(colours: Tensor) -> Tensor:  # ITU-R BT.601
