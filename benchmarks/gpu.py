@@ -260,7 +260,10 @@ def train_and_score(piece: Piece) -> None:
     del frames
     *_, best = kept.weights  # ema, where there is one
     plans = {kind: (kind, {}) for kind in reversed(kept.weights)}
-    plans |= {f"{best}+flip": (best, {"flip": True}), f"{best}+flip+scales": (best, AVERAGED)}
+    plans |= {
+        f"{best}+flip": (best, {"scales": (1.0,), "flip": True}),
+        f"{best}+flip+scales": (best, AVERAGED),
+    }
     scores = {}
     for key, (kind, averaged) in plans.items():
         scores[key] = score(kind, **averaged)
