@@ -21,8 +21,6 @@ from pathlib import Path
 from camvid_lang import __version__
 from camvid_lang.errors import InputError
 
-__all__ = ["main"]
-
 Action = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, tuple[Action, tuple]] = {}  # name: (function, arguments)
 

@@ -41,8 +41,6 @@ from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints, epoch_of
 from camvid_lang.training.mirror import CHECKPOINTS
 
-__all__ = ["CARRIED", "demo_settings", "run_demo"]
-
 CARRIED = Path(__file__).parent / "assets" / "demo"  # run folders
 ROWS = (*THESIS_ROWS, "held-out")
 ASKED = ("frozen-names", "full-narrow-descriptions", "held-out")

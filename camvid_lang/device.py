@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from camvid_lang.errors import InputError
 
-__all__ = ["autocast", "mixed_precision", "pick_device", "to_device"]
-__all__ += ["processes", "rank", "total", "wait_for_all", "world_size"]
-
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of this name; `auto` is CUDA where it is available, else the CPU.

@@ -1,7 +1,5 @@
 """Exceptions that end a command with one line instead of a traceback."""
 
-__all__ = ["START_OVER", "InputError", "Interrupted"]
-
 START_OVER = "start over with --fresh (in a notebook: name the run in FRESH)"
 
 

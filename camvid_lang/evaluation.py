@@ -21,23 +21,10 @@ from tqdm import tqdm
 
 from camvid_lang.data.camvid import UNKNOWN_NOTE, Frames, image_files, raise_problems
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID, WORDINGS, Wording
-from camvid_lang.data.labels import PLAIN, LabelIds, parse_label
+from camvid_lang.data.labels import PLAIN, LabelIds, read_label
 from camvid_lang.device import autocast, rank, total, world_size
 from camvid_lang.errors import InputError
 from camvid_lang.models.segmentation import COMPARE, LanguageModel, SegmentationModel, best_class
-
-__all__ = [
-    "ABSENT_CLASS_RULE",
-    "best_and_worst",
-    "chance_scores",
-    "confusion_matrix",
-    "evaluate",
-    "held_out_scores",
-    "predict",
-    "score",
-    "scores",
-    "vocabulary_shift",
-]
 
 ABSENT_CLASS_RULE = (
     "A class in neither labels nor predictions has no IoU and is left out of the mean; one that is "
@@ -301,7 +288,7 @@ def score(
     Warns of unknown values taken as void, and where ids look shifted by one.
 
     Args:
-        void, first_id, unknown_void: how ids are counted, see `data.labels.read_label`.
+        void, first_id, unknown_void: how ids are counted, see `data.labels.LabelIds`.
         ids_of: the folder which that holds for: "predictions", "labels" or "both".
 
     Raises:
@@ -329,7 +316,7 @@ def score(
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for name, file in folders[0].items():
             own = _named_ids(file)  # which no options hold for
-            read = [own or parse_label(file, options[0]), parse_label(folders[1][name], options[1])]
+            read = [own or read_label(file, options[0]), read_label(folders[1][name], options[1])]
             pair = [torch.from_numpy(ids) for ids, _ in read]
             unknown.extend(count for _, count in read)
             if pair[0].shape != pair[1].shape:
@@ -369,12 +356,12 @@ def _shift_hint(confusion: Tensor, miou: float) -> str:
 
 
 def _named_ids(path: Path) -> tuple[np.ndarray, int] | None:
-    """As `parse_label` for what `segment` wrote, which names its classes; None for other files."""
+    """As `read_label` for what `segment` wrote, which names its classes; None for other files."""
     try:
         with Image.open(path) as file:
             names = file.info.get(CLASSES_KEY, "").lower().splitlines()
             ids = np.array(file) if names else None
-    except Exception:  # Pillow's plugins raise many kinds; `parse_label` says what is wrong
+    except Exception:  # Pillow's plugins raise many kinds; `read_label` says what is wrong
         return None
     if ids is None:
         return None

@@ -19,17 +19,6 @@ from camvid_lang.data.classes import CLASSES, NUM_CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
 
-__all__ = [
-    "ADDED",
-    "EXPERIMENTS",
-    "PROFILES",
-    "SETTINGS",
-    "Experiment",
-    "configure",
-    "learning_rate_factor",
-    "restore",
-]
-
 PROFILES = ("thesis", "quick", "cpu", "smoke")
 SPLITS = ("train", "val", "trainval", "test")
 

@@ -60,8 +60,6 @@ from camvid_lang.segmenter import (
 )
 from camvid_lang.training.mirror import CHECKPOINTS, Mirror
 
-__all__ = ["Session", "ask", "other_words", "panel", "similar", "start"]
-
 DATA_SETS = ("camvid", "scenes")
 SCENE_EPOCHS = 4  # on drawn scenes with the profile `cpu`: some three minutes for a notebook
 SMOKE_SCENES = {"counts": {"train": 12, "val": 4, "test": 6}, "size": (96, 128)}

@@ -15,17 +15,6 @@ import numpy as np
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "VOCABULARY",
-    "FigureData",
-    "read_figures",
-    "read_results",
-    "read_vocabulary",
-    "versions",
-    "write_figures",
-]
-__all__ += ["atomic_write", "delete", "write_results"]
-
 KEYS = (
     *("experiment", "accuracy", "mean_accuracy", "miou", "miou_train", "iou", "confusion"),
     *("history", "seconds", "settings", "prompts", "data", "encoder", "device", "versions"),

@@ -50,8 +50,6 @@ from camvid_lang.training.checkpoint import KEYS, KINDS, Checkpoints, changed_se
 from camvid_lang.training.loop import frozen_state, same_text, train
 from camvid_lang.training.mirror import CHECKPOINTS, RESULTS, Mirror
 
-__all__ = ["assemble", "build_model", "load_run", "run", "trained_prompts"]
-
 SAMPLES = 4  # frames drawn in the report
 
 

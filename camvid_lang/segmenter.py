@@ -31,8 +31,6 @@ from camvid_lang.models.text import (
 from camvid_lang.results import atomic_write
 from camvid_lang.run import load_run
 
-__all__ = ["Options", "Segmentation", "Segmenter", "class_colours", "load", "read_rgb"]
-
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
 DEMO = Path(__file__).parent / "assets" / "demo" / "full-narrow-descriptions"
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map

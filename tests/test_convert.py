@@ -12,9 +12,10 @@ from PIL import Image
 
 from camvid_lang.cli import main
 from camvid_lang.data import camvid as data
-from camvid_lang.data.camvid import FOLDERS, load_camvid, read_image, read_label, verify
+from camvid_lang.data.camvid import FOLDERS, load_camvid, read_image, verify
 from camvid_lang.data.classes import CLASSES, GROUPS, ORIGINAL_COLOURS, VOID
 from camvid_lang.data.convert import convert
+from camvid_lang.data.labels import read_label
 from camvid_lang.errors import InputError
 from camvid_lang.scenes.dataset import draw_scene
 
@@ -86,7 +87,7 @@ def two_of_each() -> list[str]:
 def contents(root: Path) -> dict[str, tuple]:
     """{"train/NAME" or "trainannot/NAME": shape and pixels} of a folder in CamVid's layout."""
     files = [path for path in root.rglob("*.*") if path.name != "dataset.json"]
-    reader = {True: read_label, False: read_image}
+    reader = {True: lambda path: read_label(path)[0], False: read_image}
     read = {path: reader[path.parent.name.endswith("annot")](path) for path in files}
     return {f"{p.parent.name}/{p.stem}": (a.shape, a.tobytes()) for p, a in read.items()}
 
@@ -159,8 +160,8 @@ def test_size_of_another_factor_keeps_to_the_ids(drawn: Callable, tmp_path: Path
         assert main(["data", "convert", str(source), str(out), "--size", size]) == 0
         assert verify(out).size == tuple(map(int, size.lower().split("x")))[::-1]
         for label in out.glob("*annot/*.png"):
-            ids = read_label(tmp_path / "in" / label.relative_to(out))
-            assert set(read_label(label).flat) <= set(ids.flat)
+            ids = read_label(tmp_path / "in" / label.relative_to(out))[0]
+            assert set(read_label(label)[0].flat) <= set(ids.flat)
 
 
 @pytest.mark.parametrize("size", ["480", "0x360", "480x360x3", "-480x360", "big", "1e3x10", ""])
@@ -227,13 +228,13 @@ def test_colours_and_codes_are_those_of_the_copy(drawn: Callable, tmp_path: Path
     path.write_text("\ufeff" + swapped.replace("X, ", "ROAD, "), encoding="utf-8")
     convert(source, tmp_path / "out")
     name = "testannot/" + two_of_each()[-1].split("/")[1]
-    ids, swap = read_label(tmp_path / "in" / f"{name}.png"), np.arange(12)
+    ids, swap = read_label(tmp_path / "in" / f"{name}.png")[0], np.arange(12)
     # Sky's colour is road now, and road's is sky; lane markings have their own colours.
     of_sky = of_32(ids, 5) == NAMES.index("Sky")
     of_road = of_32(ids, 5) == NAMES.index("Road")
     expected = np.where(of_sky, 3, np.where(of_road, 0, swap[ids]))
     assert of_sky.any()
-    assert np.array_equal(read_label(tmp_path / "out" / f"{name}.png"), expected)
+    assert np.array_equal(read_label(tmp_path / "out" / f"{name}.png")[0], expected)
 
     source = copy_of("fastai", tmp_path / "in", tmp_path / "copy2")
     path = source / "codes.txt"
@@ -332,7 +333,7 @@ def test_unknown_colours_can_be_void(
     assert "4 pixels of unknown ids or colours are taken as void" in error
     for path in tmp_path.glob("in/*annot/*.png"):
         before, after = (
-            read_label(tmp_path / f / path.relative_to(tmp_path / "in")) for f in ("in", "out")
+            read_label(tmp_path / f / path.relative_to(tmp_path / "in"))[0] for f in ("in", "out")
         )
         before[5, 10:13] = np.where(before[5, 10:13] != after[5, 10:13], VOID, before[5, 10:13])
         assert np.array_equal(before, after)
@@ -444,4 +445,4 @@ def test_unknown_ids_can_be_void(
     assert f"{path}: id 77 is not in 0..11" in capsys.readouterr().err
     assert main([*command, "--unknown-void"]) == 0
     assert "2 pixels of unknown ids or colours are taken as void" in capsys.readouterr().err
-    assert read_label(tmp_path / "out" / "trainannot" / path.name)[3, 4:6].tolist() == [VOID] * 2
+    assert read_label(tmp_path / "out" / "trainannot" / path.name)[0][3, 4:6].tolist() == [VOID] * 2

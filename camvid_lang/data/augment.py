@@ -16,14 +16,6 @@ from camvid_lang.data.classes import VOID
 from camvid_lang.device import world_size
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "batches",
-    "jitter_colours",
-    "number_of_batches",
-    "random_crops",
-    "scaled_crops",
-]
-
 
 def random_crops(
     images: torch.Tensor,

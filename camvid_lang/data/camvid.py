@@ -30,10 +30,8 @@ import numpy as np
 import torch
 
 from camvid_lang.data.classes import NUM_CLASSES
-from camvid_lang.data.labels import PLAIN, LabelIds, open_image, parse_label, read_label
+from camvid_lang.data.labels import PLAIN, LabelIds, open_image, read_label
 from camvid_lang.errors import InputError
-
-__all__ = ["SPLITS", "DataReport", "Frames", "load_camvid", "read_image", "read_label", "verify"]
 
 FOLDERS = ("train", "val", "test")
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
@@ -188,10 +186,10 @@ def decode(path: Path, options: LabelIds = PLAIN) -> Decoded:
     """Read a frame, or a label where the folder is called `*annot`."""
     if not path.parent.name.endswith("annot"):
         return Decoded(read_image(path))
-    ids = Decoded(*parse_label(path, options))
+    ids = Decoded(*read_label(path, options))
     expected = read_manifest().get(release_key(path))
     if expected and options.from_zero and _digest(ids.array) != expected:
-        from_one = parse_label(path, options._replace(void=0, first_id=1))
+        from_one = read_label(path, options._replace(void=0, first_id=1))
         if _digest(from_one[0]) == expected:
             return Decoded(*from_one, shifted=True)
     return ids

@@ -9,19 +9,6 @@ from dataclasses import dataclass
 
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "ALIASES",
-    "CLASSES",
-    "DESCRIPTIONS",
-    "GROUPS",
-    "NUM_CLASSES",
-    "ORIGINAL_COLOURS",
-    "PALETTE",
-    "VOID",
-    "WORDINGS",
-    "Wording",
-]
-
 CLASSES = (
     "sky",
     "building",

@@ -48,8 +48,6 @@ from camvid_lang.data.download import fetch
 from camvid_lang.data.labels import PLAIN, ColourTable, LabelIds, camvid_colours
 from camvid_lang.errors import InputError
 
-__all__ = ["convert", "recognise"]
-
 KNOWN = (
     "train/ and train_labels/ (Kaggle), images/, labels/ and codes.txt (fastai), "
     "701_StillsRaw_full/ and LabeledApproved_full/ (the original), or train/ and trainannot/"

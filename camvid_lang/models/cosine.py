@@ -11,12 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "cosine_logits",
-    "cosine_logits_float32",
-    "cosine_logits_reference",
-]
-
 EPSILON = 1e-12  # as in torch.nn.functional.normalize: a zero vector gives zeros
 CHANNELS_AT_ONCE = 64  # how many are held in float64
 

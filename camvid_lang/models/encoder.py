@@ -18,19 +18,6 @@ from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
 from camvid_lang.models.weights import check_finite, read_state_dict
 
-__all__ = [
-    "RESNET18",
-    "THESIS_ENCODER",
-    "THESIS_WEIGHTS",
-    "TINY",
-    "DenseCLIPEncoder",
-    "ResNetEncoder",
-    "load_clip",
-    "load_resnet18",
-    "resolve_weights",
-    "weight_files",
-]
-
 ASSETS = Path(__file__).parent.parent / "assets"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FOLDER, HUB = "local-dir:", "hf-hub:"  # open_clip's names for a model with its configuration

@@ -10,8 +10,6 @@ from camvid_lang.errors import InputError
 from camvid_lang.models.cosine import cosine_logits_float32
 from camvid_lang.models.segmentation import LanguageModel, Match, SegmentationModel
 
-__all__ = ["onnx_graph"]
-
 
 def onnx_graph(
     model: SegmentationModel,

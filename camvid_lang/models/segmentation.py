@@ -16,19 +16,6 @@ from camvid_lang.models.upsampler import BNReLUConv, Upsampler
 
 CLIP_TEMPERATURE = 0.01  # at which CLIP's training ends (Radford et al., 2021, section 2.5)
 
-__all__ = [
-    "COMPARE",
-    "Adapter",
-    "Bilinear",
-    "CLIPUpsampler",
-    "LanguageModel",
-    "Match",
-    "SegmentationModel",
-    "SwiftNet",
-    "best_class",
-]
-
-
 COMPARE = ("anchored", "cosine", "clip")  # ways to compare pixels with words, see `Match.scores`
 DIRECT = 0.3  # weight of a word's own cosine next to its agreement
 SAME_TEXT = 0.99  # cosine from which a word counts as one of the trained classes

@@ -22,16 +22,6 @@ from torch.nn import functional as F
 from camvid_lang.data.classes import ALIASES, CLASSES, DESCRIPTIONS
 from camvid_lang.errors import InputError
 
-__all__ = [
-    "CLIPTextEncoder",
-    "LazyTextEncoder",
-    "TextBank",
-    "TextEncoder",
-    "class_prompts",
-    "embed_classes",
-    "parse_classes",
-]
-
 
 def class_prompts(
     classes: str | Sequence[str] | Mapping[str, str | Sequence[str]],

@@ -10,13 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "BNReLUConv",
-    "SpatialPyramidPooling",
-    "Upsampler",
-]
-
-
 GRIDS = (6, 3, 2, 1)  # rows of each level of the pyramid; columns follow the map's aspect ratio
 
 

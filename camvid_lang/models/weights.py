@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from camvid_lang.errors import InputError
 
-__all__ = ["check_finite", "read_state_dict"]
-
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors file, or in a checkpoint saved by torch.

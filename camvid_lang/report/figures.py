@@ -30,12 +30,6 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 
-__all__ = ["Drawing", "architecture", "iou_venn"]
-__all__ += ["class_frequencies", "class_matrix", "confusion"]
-__all__ += ["confusion_and_similarity", "curves", "miou_bars", "similarity_matrices"]
-__all__ += ["comparison", "frames_and_labels", "heat_maps", "overlay", "predictions"]
-__all__ += ["colour_labels", "drawn_names", "to_png", "with_legend"]
-
 Colour = tuple[int, int, int]  # RGB, 0..255
 STYLE = {
     "font.size": 9,

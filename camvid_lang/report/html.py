@@ -30,8 +30,6 @@ from camvid_lang.results import (
     write_results,
 )
 
-__all__ = ["report_runs"]
-
 FRAMES = 4  # test frames shown
 WIDTH = 480  # pixels of a frame; a wider one is scaled down
 

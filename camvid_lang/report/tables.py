@@ -16,9 +16,6 @@ from camvid_lang.evaluation import held_out_scores
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS
 from camvid_lang.report.thesis import TABLES, THESIS_ROWS, TITLES
 
-__all__ = ["Table", "banner", "best_language", "encoder_note", "findings", "is_camvid"]
-__all__ += ["measured_on", "shown", "tables", "to_markdown", "word_tables"]
-
 CHANCE, DASH, MINUS = "chance", "–", "\N{MINUS SIGN}"
 Results = Mapping[str, Mapping]
 

@@ -8,9 +8,6 @@ from typing import NamedTuple
 
 from camvid_lang.data.classes import CLASSES
 
-__all__ = ["TABLES", "THESIS_ROWS", "TITLES", "TableLayout"]
-
-
 _KEYS = ("table", "accuracy", "mean_accuracy", "miou_train", "miou")
 _ROWS = {
     "bilinear-names": ("7.1", 45.71, 47.35, None, 21.19),

@@ -10,8 +10,6 @@ import numpy as np
 
 from camvid_lang.data.classes import CLASSES
 
-__all__ = ["HELD_OUT", "SENTENCES", "SHORT", "WORDS", "caption"]
-
 _WORDS = {
     "sky": "sky, clouds, cloudy sky, blue sky, air, grey sky",
     "building": "building, house, shop, office block, facade, wall of a house, tower",

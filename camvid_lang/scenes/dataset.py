@@ -16,8 +16,6 @@ from tqdm import tqdm
 from camvid_lang.scenes import backdrop, objects
 from camvid_lang.scenes.canvas import CLASS_ID, SceneCanvas
 
-__all__ = ["draw_scene", "scene_seed", "write_scenes"]
-
 SIZE = (192, 256)
 COUNTS = {"train": 160, "val": 40, "test": 60}
 SPLITS = ("train", "val", "test")

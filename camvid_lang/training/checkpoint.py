@@ -17,8 +17,6 @@ from camvid_lang.errors import START_OVER, InputError
 from camvid_lang.experiments import ADDED
 from camvid_lang.results import atomic_write, delete
 
-__all__ = ["Checkpoints", "changed_settings", "load_checkpoint"]
-
 KINDS = ("last", "best")
 KEPT = 2  # of kind `last`
 KEYS = {"settings", "identity", "epoch", "history", "model", "optimizer", "scaler", "random"}

@@ -29,8 +29,6 @@ from camvid_lang.experiments import Experiment, learning_rate_factor
 from camvid_lang.models.segmentation import SegmentationModel, best_class
 from camvid_lang.training.checkpoint import Checkpoints, changed_settings
 
-__all__ = ["Trainer", "make_optimizer", "segmentation_loss", "train", "training_step"]
-
 
 def train(
     model: SegmentationModel,

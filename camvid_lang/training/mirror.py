@@ -16,8 +16,6 @@ from camvid_lang.errors import InputError
 from camvid_lang.results import read_results
 from camvid_lang.training.checkpoint import Checkpoints, copy, delete, epoch_of, load_checkpoint
 
-__all__ = ["CHECKPOINTS", "RESULTS", "Mirror"]
-
 # The content of a run's folder.
 CHECKPOINTS = "checkpoints"
 RESULTS = ("figures.npz", "results.json")
