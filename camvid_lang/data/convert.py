@@ -2,9 +2,9 @@
 
 A copy is recognised by the folders and files in it, at most three folders deep:
 
-    Kaggle's      train/N.png, train_labels/N_L.png, ...; class_dict.csv
+    Kaggle's      train/N.png, train_labels/N_L.png, ... in CamVid's 32 colours
     fastai's      images/N.png, labels/N_P.png with ids, named by codes.txt
-    the original  701_StillsRaw_full/N.png, LabeledApproved_full/N_L.png; label_colors.txt
+    the original  701_StillsRaw_full/N.png, LabeledApproved_full/N_L.png in the same colours
     SegNet's      train/N.png, trainannot/N.png, ...: the package's own layout
 """
 
@@ -137,44 +137,15 @@ def refuse_other_layouts(root: Path) -> None:
         raise InputError(f"{root}: the data set is in {layout.root}; give that folder")
 
 
-def _read_colours(layout: Layout) -> ColourTable:
-    if layout.name == "fastai":
-        codes = _grey_codes(layout.root / "codes.txt")
-        return ColourTable.of(codes, "the ids of codes.txt, as grey")
-    for name in ("class_dict.csv", "label_colors.txt"):
-        if (path := layout.root / name).is_file():
-            return ColourTable.of(_colours(path), f"the colours of {name}")
-    return camvid_colours()
-
-
-def _lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _grey_codes(path: Path) -> dict[tuple[int, ...], int]:
-    """{(n, n, n): id} of the class in line n, counted from 0; 255 is void."""
+def _read_codes(path: Path) -> ColourTable:
+    """Ids of fastai's labels: (n, n, n) is the class in line n, counted from 0; 255 is void."""
     codes = {(255, 255, 255): VOID}
-    for number, name in enumerate(_lines(path)[:256]):
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    for number, name in enumerate(filter(None, map(str.strip, lines[:256]))):
         if _word(name) not in IDS:
             raise InputError(f"{path}: {name!r} is not a class of CamVid; one a line is needed")
         codes[number, number, number] = IDS[_word(name)]
-    return codes
-
-
-def _colours(path: Path) -> dict[tuple[int, ...], int]:
-    """{(red, green, blue): id} of lines like "Sky,128,128,128" or "128 128 128<tab>Sky"."""
-    ids: dict[tuple[int, ...], int] = {}
-    for line in _lines(path):
-        rgb, class_id = tuple(map(int, re.findall(r"\d+", line, re.ASCII))), IDS.get(_word(line))
-        if not rgb:  # a header
-            continue
-        if len(rgb) != 3 or max(rgb) > 255 or class_id is None:
-            what = "is not a class of CamVid with a colour of three numbers in 0..255"
-            raise InputError(f"{path}: {line!r} {what}; correct it")
-        if ids.setdefault(rgb, class_id) != class_id:
-            raise InputError(f"{path}: {rgb} is the colour of two classes; correct it")
-    return ids
+    return ColourTable.of(codes, "the ids of codes.txt, as grey")
 
 
 def _find_pairs(layout: Layout, problems: list[str]) -> dict[str, Pair]:
@@ -282,7 +253,8 @@ def _write(
             raise InputError(f"{layout.root}: dataset.json gives it other classes than CamVid's")
         read_ids = partial(decode, options=options or card.options)
     else:
-        colours, options = _read_colours(layout), options or PLAIN
+        fastai, options = layout.name == "fastai", options or PLAIN
+        colours = _read_codes(layout.root / "codes.txt") if fastai else camvid_colours()
         if not options.from_zero:
             raise InputError(
                 f"{layout.root}: --void and --first-id are for ids in trainannot/, but here labels "
