@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
 import ipywidgets
@@ -33,6 +32,7 @@ from camvid_lang.device import pick_device, to_device
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models import RESNET18, TINY
+from camvid_lang.models.encoder import ASSETS
 from camvid_lang.models.text import parse_classes
 from camvid_lang.report.figures import curves, drawn_names, heat_maps, overlay, to_png
 from camvid_lang.report.tables import (
@@ -47,7 +47,6 @@ from camvid_lang.report.tables import (
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import read_results
 from camvid_lang.run import build_model, run
-from camvid_lang.scenes.captions import SENTENCES, SHORT
 from camvid_lang.scenes.dataset import write_scenes
 from camvid_lang.segmenter import (
     NONE_OF_THESE,
@@ -466,8 +465,7 @@ def _is_known(segmenter: Segmenter, prompt: str) -> bool:
 
 @cache
 def _caption_words() -> set[str]:
-    texts = chain.from_iterable((*SHORT.values(), *SENTENCES.values()))
-    return set(re.findall(r"\w+", " ".join(texts).lower()))
+    return {*(ASSETS / f"{TINY}.txt").read_text(encoding="utf-8").split()}
 
 
 def panel(

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks import tiny_clip
 from camvid_lang.data.classes import CLASSES, DESCRIPTIONS, NUM_CLASSES, VOID
-from camvid_lang.models.encoder import TINY, DenseCLIPEncoder, load_clip
-from camvid_lang.scenes import captions
+from camvid_lang.models.encoder import ASSETS, TINY, DenseCLIPEncoder, load_clip
 from camvid_lang.scenes.dataset import draw_scene, scene_seed
 
 
@@ -29,18 +28,22 @@ def unseen():
 def test_held_out_texts_are_never_captions():
     rng = np.random.default_rng(0)
     for name in CLASSES:
-        held_out = set(captions.HELD_OUT[name])
-        drawn = {captions.caption(rng, name) for _ in range(3000)}
+        held_out = set(tiny_clip.HELD_OUT[name])
+        drawn = {tiny_clip.caption(rng, name) for _ in range(3000)}
         assert len(held_out) >= 10
-        assert not held_out & {*drawn, *captions.SHORT[name], *captions.SENTENCES[name]}
+        assert not held_out & {*drawn, *tiny_clip.SHORT[name], *tiny_clip.SENTENCES[name]}
         assert DESCRIPTIONS[name] not in drawn
         assert not any("{" in text or ";" in text for text in drawn | held_out)
 
 
 def test_captions_fit_the_context():
     for name in CLASSES:
-        texts = [*captions.SHORT[name], *captions.SENTENCES[name], *captions.HELD_OUT[name]]
+        texts = [*tiny_clip.SHORT[name], *tiny_clip.SENTENCES[name], *tiny_clip.HELD_OUT[name]]
         assert (open_clip.tokenize(texts, context_length=100)[:, 77:] == 0).all()
+
+
+def test_the_words_that_are_shipped_are_those_of_the_captions():
+    assert (ASSETS / f"{TINY}.txt").read_text().split() == tiny_clip.caption_words()
 
 
 def test_names_are_told_apart(clip):
@@ -51,7 +54,7 @@ def test_names_are_told_apart(clip):
 
 
 def test_unseen_texts_are_nearest_to_their_class(clip):
-    assert tiny_clip.nearest_class(clip, captions.HELD_OUT) >= 0.8
+    assert tiny_clip.nearest_class(clip, tiny_clip.HELD_OUT) >= 0.8
     assert tiny_clip.nearest_class(clip, {k: [v] for k, v in DESCRIPTIONS.items()}) >= 9 / 11
 
 

@@ -1,1 +1,1 @@
-"""Drawn street scenes and the tiny CLIP that is trained on them."""
+"""Drawn street scenes."""
