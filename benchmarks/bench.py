@@ -37,7 +37,7 @@ from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
 from camvid_lang.models.segmentation import LanguageModel, SegmentationModel, best_class
 from camvid_lang.results import versions
 from camvid_lang.run import build_model
-from camvid_lang.training.loop import make_optimizer, segmentation_loss, training_step
+from camvid_lang.training.loop import Trainer, make_optimizer, segmentation_loss
 
 HEAD_CHANNELS = 640  # of the features, at a quarter of the output's size
 STYLES = ("thesis", "ours")
@@ -126,9 +126,12 @@ def prepare(case: Case) -> Callable[[], object]:
 
     model.train()
     model.zero_grad(set_to_none=True)
-    optimizer = make_optimizer(model, configure(case.experiment))
+    experiment = configure(case.experiment)
     labels = torch.randint(NUM_CLASSES, shape, dtype=torch.uint8, device=device)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    if ours:
+        trainer = Trainer(model, experiment, device, "")
+        return lambda: trainer.step(images, labels)
+    optimizer = make_optimizer(model, experiment)
 
     def thesis_step() -> None:
         loss = segmentation_loss(thesis_scores(model, images), labels, model.temperature)
@@ -136,10 +139,7 @@ def prepare(case: Case) -> Callable[[], object]:
         loss.backward()
         optimizer.step()
 
-    def our_step() -> None:
-        training_step(model, images, labels, optimizer, scaler, precision)
-
-    return our_step if ours else thesis_step
+    return thesis_step
 
 
 def reset_peak(device: str) -> None:

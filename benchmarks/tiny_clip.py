@@ -43,9 +43,9 @@ DENSE_WEIGHT = 0.3  # of single positions; with more, an adapter has nothing lef
 TEXT_WEIGHT, TEXT_SCALE = 0.5, 10.0  # of captions against captions
 Scenes = tuple[Tensor, Tensor]  # images (N, 3, H, W) and labels (N, H, W), uint8
 
-# Captions of each class: words, short texts, definitions. `caption` draws one to train on; `HELD_OUT`
-# are kept back to test prompts that the model has not seen, and so are the descriptions of
-# `data.classes`, which occur nowhere here.
+# Captions of each class: words, short texts, definitions. `caption` draws one to train on.
+# `HELD_OUT` are kept back to test prompts that the model has not seen, and so are the descriptions
+# of `data.classes`, which occur nowhere here.
 _WORDS = {
     "sky": "sky, clouds, cloudy sky, blue sky, air, grey sky",
     "building": "building, house, shop, office block, facade, wall of a house, tower",

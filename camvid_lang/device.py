@@ -79,12 +79,14 @@ def processes(device: str = "auto") -> Iterator[str]:
         where = torch.device("cuda", number)
         torch.cuda.set_device(where)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    with (
-        open(os.devnull, "w") as nothing,
-        contextlib.redirect_stdout(nothing if rank() else sys.stdout),
-    ):
-        yield str(where)
-    dist.destroy_process_group()
+    try:
+        with (
+            open(os.devnull, "w") as nothing,
+            contextlib.redirect_stdout(nothing if rank() else sys.stdout),
+        ):
+            yield str(where)
+    finally:
+        dist.destroy_process_group()
 
 
 def rank() -> int:

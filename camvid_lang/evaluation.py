@@ -118,7 +118,8 @@ def predict(model: SegmentationModel, images: Tensor, text: Tensor | None = None
     """
     device = next(model.parameters(), images).device
     with autocast(device):
-        return model.segment(images.to(device), *([] if text is None else [text]))
+        images = images.to(device)
+        return model.segment(images) if text is None else model.segment(images, text)
 
 
 def evaluate(
@@ -150,11 +151,7 @@ def evaluate(
     bar = tqdm(pairs, desc=desc, total=batches, unit="batch", disable=rank() > 0)
     device = next(model.parameters(), frames.images).device
     confusion = total(confusion_matrix(bar, frames.void).to(device))
-    return _with_confusion(confusion, frames.classes or CLASSES)
-
-
-def _with_confusion(confusion: Tensor, names: Sequence[str] = CLASSES) -> dict:
-    return {**scores(confusion, names), "confusion": confusion.tolist()}
+    return {**scores(confusion, frames.classes or CLASSES), "confusion": confusion.tolist()}
 
 
 def _predictions(
@@ -272,7 +269,8 @@ def chance_scores(frames: Frames, seed: int = 0) -> dict:
     generator = torch.Generator().manual_seed(seed)
     labels = frames.labels.cpu()
     guesses = (torch.randint(NUM_CLASSES, x.shape, generator=generator) for x in labels)
-    return _with_confusion(confusion_matrix(zip(guesses, labels, strict=True)))
+    confusion = confusion_matrix(zip(guesses, labels, strict=True))
+    return {**scores(confusion), "confusion": confusion.tolist()}
 
 
 def score(

@@ -144,13 +144,9 @@ class Experiment:
 # What `configure` takes: {key: field}; `field.default` and `field.metadata["help"]` describe it.
 SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry.metadata}
 
-# Settings that checkpoints of earlier versions lack; these values change nothing.
-ADDED = {"score_val": False, "held_out": "", "also": "", "train_stages": 4}
-ADDED |= {"boundary_weight": 1.0}
-
-_FROZEN = {"model": "clip-upsampler", "score_train": True}
-_FULL = {**_FROZEN, "train_encoder": True, "epochs": 400}
-_DESCRIBED = {**_FULL, "text_set": "descriptions"}
+_FROZEN = {"model": "clip-upsampler"}
+_FULL = {"model": "clip-upsampler", "train_encoder": True, "epochs": 400}
+_DESCRIBED = {**_FULL, "text_set": "descriptions", "score_train": True}
 # The thesis gives no training settings for SwiftNet: those of the whole network are taken, and the
 # widths of the SwiftNet paper.
 _SWIFTNET = {"encoder": RESNET18, "weights": "", "train_encoder": True, "epochs": 400}
@@ -170,19 +166,15 @@ EXPERIMENTS = {
         Experiment("bilinear-descriptions", "bilinear", "descriptions", epochs=0),
         Experiment("adapter-names", "adapter", "names"),
         Experiment("adapter-descriptions", "adapter", "descriptions"),
-        Experiment("frozen-names", text_set="names", **_FROZEN),
-        Experiment("frozen-descriptions", text_set="descriptions", **_FROZEN),
+        Experiment("frozen-names", text_set="names", score_train=True, **_FROZEN),
+        Experiment("frozen-descriptions", text_set="descriptions", score_train=True, **_FROZEN),
         Experiment("full-descriptions", **_DESCRIBED),
         Experiment("full-narrow-descriptions", spp_width=160, batch_size=10, **_DESCRIBED),
         Experiment("swiftnet", "swiftnet", **_SWIFTNET),
         # Not in the thesis, which trained the whole network on descriptions only, all classes.
-        Experiment("full-names", text_set="names", **{**_FULL, "score_train": False}),
-        Experiment(
-            "held-out",
-            text_set="names",
-            held_out="tree,sign,car,bicyclist",
-            **{**_FROZEN, "score_train": False},  # CLIP's own map is asked for what is held out
-        ),
+        Experiment("full-names", text_set="names", **_FULL),
+        # Frozen, so that CLIP's own map can be asked for what is held out.
+        Experiment("held-out", text_set="names", held_out="tree,sign,car,bicyclist", **_FROZEN),
         Experiment("swiftnet-best", "swiftnet", spp_width=42, **_BEST),
         Experiment("best", "clip-upsampler", "names", spp_width=128, **_BEST),
     )
@@ -214,7 +206,8 @@ def configure(name: str, /, profile: str = "thesis", **settings: object) -> Expe
     base = EXPERIMENTS[name]
     given = {key: _convert(key, value, SETTINGS[key].type) for key, value in settings.items()}
     changes = _scaled(base, profile, given)
-    if "encoder" in given:
+    encoder = changes.get("encoder", base.encoder)
+    if given.get("encoder", encoder) != encoder:
         changes["weights"] = ""  # those of another encoder would not fit
     return replace(base, profile=profile, **{**changes, **given})
 
@@ -226,7 +219,6 @@ def restore(settings: Mapping[str, object]) -> Experiment:
         InputError: keys of another version, or a value that does not fit.
     """
     types = {entry.name: entry.type for entry in fields(Experiment)}
-    settings = {**ADDED, **settings}
     if odd := sorted(map(str, types.keys() ^ settings.keys())):
         raise InputError(f"settings of another version ({', '.join(odd)}): run it again")
     values = {key: _convert(key, value, types[key]) for key, value in settings.items()}

@@ -183,40 +183,20 @@ def run(
         Interrupted: by SIGINT or SIGTERM while training; see `training.loop.train`.
     """
     out, where, name = Path(out), pick_device(device), experiment.name
-    prompts, report = trained_prompts(experiment), verify(data)
-    for note in report.notes:
-        print(f"note: {data}: {note}")
-    test = _load(data, experiment.test_split, experiment.limit)
-    training = _load(data, experiment.train_split, experiment.limit) if experiment.epochs else None
-    whole = training
-    others = [_load_other(folder, experiment) for folder in experiment.other_data]
-    if training and experiment.held_out:
-        training = _make_void(training, experiment.held_out_classes)
-    for frames in (training or test, *(other.training for other in others)):
+    prompts = trained_prompts(experiment)
+    main = _load_data(data, experiment)
+    others = [_load_data(folder, experiment, also=True) for folder in experiment.other_data]
+    _check_names([main, *others])
+    for frames in (main.training or main.test, *(other.training for other in others)):
         experiment = _fit_crop(experiment, frames)
-    names = [report.name, *(other.name for other in others)]
-    if len({*names}) < len(names):
-        raise InputError(
-            f"also: two data sets are called {max(names, key=names.count)!r}: give "
-            "each another name in its dataset.json"
-        )
     if others and not experiment.crop:
         raise InputError("crop=0: whole frames of several data sets are not of one size; set crop")
     # By content: with the settings and the digests of the frames, what identifies a run.
-    about = {"files": _file_digests(experiment), "prompts": prompts}
-    about_data = {
-        "name": report.name,
-        "train_frames": len(training) if training else 0,
-        "test_frames": len(test),
-        "size": list(test.images.shape[-2:]),
-        "digest": test.digest,
-        "train_digest": training.digest if training else "",
-        "complete": report.complete and not experiment.limit,
-        "also": [other.about() for other in others],
-    }
-    trained = f"{len(training)} frames to train on, " if training else ""
-    trained += "".join(f"{len(x.training)} of {x.name}, " for x in others)
-    print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(test)} to test on")
+    inputs = {"files": _file_digests(experiment), "prompts": prompts}
+    about_data = {**main.about(), "also": [other.about() for other in others]}
+    trained = "".join(f"{len(x.training)} of {x.name}, " for x in (main, *others) if x.training)
+    trained = f"trained on {trained}" if trained else ""
+    print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(main.test)} to test on")
     first = rank() == 0  # of several processes (`device.processes`), the one that writes
     with _lock(out) if first else contextlib.nullcontext():
         copies = Mirror(out, mirror) if mirror and first else None
@@ -230,41 +210,38 @@ def run(
         wait_for_all()
         try:
             if (out / "results.json").exists():
-                return _read_finished(experiment, out, about, about_data)
+                return _read_finished(experiment, out, inputs, about_data)
             model, text_encoder = build_model(experiment, prompts)
-            model, history, train_miou = to_device(model, where), [], None
-            text = [_embed(x.training, text_encoder, model.text).to(where) for x in others]
-            if training:
-                training = training.to(where)
-                more = [(x.training.to(where), t) for x, t in zip(others, text, strict=True)]
-                val = _load(data, "val", experiment.limit) if experiment.score_val else None
-                rest = on_epoch, about, more, val
-                history = train(model, training, experiment, checkpoints, where, *rest)
-            else:  # what a run needs to be loaded without the files that it was made from
+            model, history = to_device(model, where), []
+            words = [_embed(x.training, text_encoder, model.text).to(where) for x in others]
+            if experiment.epochs:
+                with_words = zip(others, words, strict=True)
+                history = train(
+                    model,
+                    _make_void(main.training, experiment.held_out_classes).to(where),
+                    experiment,
+                    checkpoints,
+                    where,
+                    on_epoch=on_epoch,
+                    about=inputs,
+                    others=[(other.training.to(where), text) for other, text in with_words],
+                    val=_load_split(data, "val", experiment) if experiment.score_val else None,
+                )
+            elif first:  # what a run needs to be loaded without the files that it was made from
                 state = {key: {} for key in KEYS} | {"epoch": 0, "model": model.trained_state()}
-                state["identity"] = {**frozen_state(model), **about}
+                state["identity"] = {**frozen_state(model), **inputs}
                 state["settings"] = experiment.settings()
-                if first:
-                    checkpoints.save(state, 0, best=True)
+                checkpoints.save(state, 0, best=True)
             started = time.perf_counter()
-            scored = evaluate(model, test, desc=f"{name}: {experiment.test_split}")
-            found_also = {
-                other.name: evaluate(model, other.test, desc=f"{name}: {other.name}", text=matrix)
-                for other, matrix in zip(others, text, strict=True)
-            }
-            if experiment.score_train and training:
-                desc = f"{name}: {experiment.train_split}"
-                train_miou = evaluate(model, whole, desc=desc)["miou"]
+            scored = _score(model, experiment, main, others, words)
             seconds = sum(entry["seconds"] for entry in history) + time.perf_counter() - started
             results = {
                 "experiment": name,
                 **scored,
-                "miou_train": train_miou,
-                "also": found_also,
                 "settings": experiment.settings(),
                 "prompts": prompts,
                 "data": about_data,
-                "encoder": _describe_encoder(experiment, model, text_encoder, about["files"]),
+                "encoder": _describe_encoder(experiment, model, text_encoder, inputs["files"]),
                 "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
                 "versions": versions(),
                 "seconds": round(seconds, 1),
@@ -273,7 +250,7 @@ def run(
             }
             if first:
                 delete(out / VOCABULARY)  # of an earlier run
-                write_figures(out / "figures.npz", _figure_data(model, test, text_encoder))
+                write_figures(out / "figures.npz", _figure_data(model, main.test, text_encoder))
                 write_results(out / "results.json", results)
             return results
         except InputError:
@@ -285,35 +262,77 @@ def run(
                 copies.finish()
 
 
-def _load(data: str | Path, split: str, limit: int, any_classes: bool = False) -> Frames:
-    """The frames of a split; what it warns of is in the notes of `verify`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return load_camvid(data, split, limit or None, any_classes)
+def _score(
+    model: SegmentationModel,
+    experiment: Experiment,
+    main: "_Data",
+    others: Sequence["_Data"],
+    words: Sequence[Tensor],
+) -> dict:
+    """What `evaluate` gives for the test frames, and mIoU elsewhere: miou_train, also."""
+    name, miou_train = experiment.name, None
+    scored = evaluate(model, main.test, desc=f"{name}: {experiment.test_split}")
+    if experiment.score_train and experiment.epochs:
+        desc = f"{name}: {experiment.train_split}"
+        miou_train = evaluate(model, main.training, desc=desc)["miou"]
+    also = {
+        other.name: evaluate(model, other.test, desc=f"{name}: {other.name}", text=text)
+        for other, text in zip(others, words, strict=True)
+    }
+    return {**scored, "miou_train": miou_train, "also": also}
 
 
 @dataclass(frozen=True)
-class _Other:
-    """A data set of the setting `also`."""
+class _Data:
+    """A data set of a run; `training` is None where nothing is trained."""
 
     name: str
-    training: Frames
+    complete: bool
     test: Frames
+    training: Frames | None
 
     def about(self) -> dict:
-        """What identifies it, and the number of frames."""
-        digests = {"digest": self.test.digest, "train_digest": self.training.digest}
-        return {"train_frames": len(self.training), **digests}
+        """What identifies it, and what a report says of it."""
+        return {
+            "name": self.name,
+            "train_frames": len(self.training) if self.training else 0,
+            "test_frames": len(self.test),
+            "size": list(self.test.images.shape[-2:]),
+            "digest": self.test.digest,
+            "train_digest": self.training.digest if self.training else "",
+            "complete": self.complete,
+        }
 
 
-def _load_other(folder: str, experiment: Experiment) -> _Other:
-    if not Path(folder).is_dir():
+def _load_data(folder: str | Path, experiment: Experiment, also: bool = False) -> _Data:
+    if also and not Path(folder).is_dir():
         raise InputError(f"also={experiment.also}: {folder} is not a folder; correct the setting")
     report = verify(folder)
     for note in report.notes:
         print(f"note: {folder}: {note}")
-    splits = experiment.train_split, experiment.test_split
-    return _Other(report.name, *(_load(folder, x, experiment.limit, True) for x in splits))
+    test = _load_split(folder, experiment.test_split, experiment, also)
+    training = None
+    if experiment.epochs:
+        training = _load_split(folder, experiment.train_split, experiment, also)
+    return _Data(report.name, report.complete and not experiment.limit, test, training)
+
+
+def _load_split(
+    folder: str | Path, split: str, experiment: Experiment, any_classes: bool = False
+) -> Frames:
+    """The frames of a split; what it warns of is in the notes of `verify`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return load_camvid(folder, split, experiment.limit or None, any_classes)
+
+
+def _check_names(sets: Sequence[_Data]) -> None:
+    names = [data.name for data in sets]
+    if len({*names}) < len(names):
+        raise InputError(
+            f"also: two data sets are called {max(names, key=names.count)!r}: give each another "
+            "name in its dataset.json"
+        )
 
 
 def _embed(frames: Frames, text_encoder: TextEncoder, camvid: Tensor) -> Tensor:
@@ -325,6 +344,8 @@ def _embed(frames: Frames, text_encoder: TextEncoder, camvid: Tensor) -> Tensor:
 
 def _make_void(frames: Frames, classes: Sequence[str]) -> Frames:
     """The frames with the labels of these classes void."""
+    if not classes:
+        return frames
     ids = torch.arange(VOID + 1, dtype=torch.uint8)
     ids[[CLASSES.index(name) for name in classes]] = VOID
     return replace(frames, labels=ids[frames.labels.long()])
@@ -388,7 +409,7 @@ def _describe_encoder(
 ) -> dict:
     """Names and channels of encoder and text encoder for a report, and digests of their files."""
     labels = {"": "ImageNet-1k (timm)", "random": "random initialisation"}
-    weights = _location(experiment, "weights")
+    weights = _weights(experiment)
     return {
         "name": experiment.encoder,
         "weights": labels.get(weights, Path(weights).name),
@@ -402,24 +423,22 @@ def _describe_encoder(
     }
 
 
-def _location(experiment: Experiment, key: str) -> str:
-    """What the setting `weights` or `text_bank` stands for: a file, or a name."""
-    if key == "text_bank":
-        return experiment.text_bank
+def _weights(experiment: Experiment) -> str:
+    """The file or tag that the encoder's weights are read from."""
     return encoders.resolve_weights(experiment.encoder, experiment.weights)
 
 
 def _file_digests(experiment: Experiment) -> dict[str, str]:
     """SHA-256 of the files `weights` and `text_bank`; the name itself for what is not a file."""
-    weights, bank = _location(experiment, "weights"), experiment.text_bank
+    weights, bank = _weights(experiment), experiment.text_bank
     files = encoders.weight_files(experiment.encoder, weights)
     return {
-        "weights": _digest(files) or weights,
-        "text_bank": _digest([Path(bank)] if Path(bank).is_file() else []) or bank,
+        "weights": _files_digest(files) or weights,
+        "text_bank": _files_digest([Path(bank)] if Path(bank).is_file() else []) or bank,
     }
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _files_digest(files: Sequence[Path]) -> str:
     """SHA-256 of the files' bytes, or "" without files."""
     digest = hashlib.sha256()
     for path in files:
@@ -508,7 +527,7 @@ def load_run(
         experiment = replace(experiment, encoder=f"{encoders.FOLDER}{weights}", weights="")
     trained = experiment.train_encoder
     prompts = identity.get("prompts") or trained_prompts(experiment)
-    with _explained("weights"):
+    with _hint_at("weights"):
         encoder, clip = _encoder(experiment, "random" if trained else experiment.weights)
 
     bank, known = experiment.text_bank, identity.get("files", {}).get("text_bank")
@@ -516,19 +535,19 @@ def load_run(
 
     @functools.cache
     def make_text_encoder() -> TextEncoder:
-        with _explained(source):
+        with _hint_at(source):
             made = _text_encoder(experiment, None if trained else clip)
             same = same_text(embed_classes(prompts, made), identity["text"])
             # A bank with the same vectors of the run's own words may have others of other words.
-            if not same or (bank and known not in (None, _digest([Path(bank)]))):
+            if not same or (bank and known not in (None, _files_digest([Path(bank)]))):
                 raise InputError(f"{folder} was made with another text encoder than {made.label}")
             return made
 
     swiftnet = experiment.model == "swiftnet"
     model = assemble(experiment, encoder, None if swiftnet else identity["text"], prompts)
     if not trained and frozen_state(model)["encoder"] != identity["encoder"]:
-        with _explained("weights"):
-            read = _location(experiment, "weights")
+        with _hint_at("weights"):
+            read = _weights(experiment)
             raise InputError(f"{folder} was made with another encoder than {read}")
     if source in given and not swiftnet:
         make_text_encoder()
@@ -538,7 +557,7 @@ def load_run(
 
 
 @contextlib.contextmanager
-def _explained(key: str) -> Iterator[None]:
+def _hint_at(key: str) -> Iterator[None]:
     """Add to an `InputError` how to give the file of the setting `key`."""
     try:
         yield

@@ -117,7 +117,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(harm, tmp_path, capsys):
     assert kept.newest()[0].name == "last-0002.pt"
     for path in kept.files():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"all checkpoints in .* --fresh"):
+    with pytest.raises(InputError, match=r"all last checkpoints in .* --fresh"):
         kept.newest()
 
 
@@ -244,6 +244,17 @@ def test_the_mirror_follows(pair):
     Mirror(elsewhere.folder.parent, remote).restore(STATE["settings"]["name"])
     assert [path.name for path in elsewhere.files()] == ["last-0004.pt"]
     assert [path.name for path in elsewhere.files("best")] == ["best-0003.pt"]
+
+
+def test_a_file_that_was_being_deleted_is_not_mirrored(pair, monkeypatch):
+    own, remote, copies = pair
+    assert copies.finish()
+    own.save(STATE, 2, best=True)
+    (own.folder / "best-0001.pt").touch()  # emptied, and then the process was killed
+    copied = []
+    monkeypatch.setattr(mirror, "copy", lambda source, target: copied.append(source.name))
+    Mirror(own.folder.parent, remote).finish()
+    assert {*copied} == {"last-0001.pt", "last-0002.pt", "best-0002.pt"}
 
 
 def test_a_mirror_that_vanishes_is_complete_once_it_is_back(pair, capsys):

@@ -257,12 +257,12 @@ def test_two_processes_compute_what_one_does(tiny_dataset, tmp_path):
 
 def test_layers_that_draw_random_numbers_resume_exactly(tiny_dataset, tmp_path, monkeypatch):
     """As stochastic depth does in larger encoders."""
-    forward = loop.training_step
+    step = Trainer.step
 
-    def noisy(model, images, labels, *rest):
-        return forward(model, images / 255 + 0.1 * torch.rand(images.shape), labels, *rest)
+    def noisy(self, images, labels, *rest):
+        return step(self, images / 255 + 0.1 * torch.rand(images.shape), labels, *rest)
 
-    monkeypatch.setattr(loop, "training_step", noisy)
+    monkeypatch.setattr(Trainer, "step", noisy)
     entry = experiment("adapter-names")
     whole, _ = trained(entry, tiny_dataset, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -410,7 +410,7 @@ def test_too_little_memory_names_the_settings_to_lower(tiny_dataset, tmp_path, m
     def small_memory(*_args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(loop, "training_step", small_memory)
+    monkeypatch.setattr(loop, "segmentation_loss", small_memory)
     message = r"Tried to allocate 2.00 GiB; lower batch_size \(8\) or crop \(64\)"
     with pytest.raises(InputError, match=message):
         trained(experiment(batch_size=8), tiny_dataset, tmp_path)

@@ -77,7 +77,9 @@ class Frames:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over names, classes, pixels and labels in the order of the frames."""
-        about = [self.names, self.images.shape, *[self.classes] * bool(self.classes)]
+        about = [self.names, self.images.shape]
+        if self.classes:
+            about.append(self.classes)
         digest = hashlib.sha256(json.dumps(about).encode())
         for tensor in (self.images, self.labels):
             digest.update(tensor.cpu().contiguous().numpy())
@@ -174,7 +176,7 @@ class Decoded(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """As `Decoded`, with the SHA-256 of the pixels (none for a shifted label) in their place."""
+    """`Decoded` with the SHA-256 of the pixels, "" for a shifted label, instead of the pixels."""
 
     shape: tuple[int, ...]
     unknown: int = 0
@@ -249,18 +251,15 @@ def _parse_manifest(path: Path) -> dict[str, str]:
 # Pairs
 
 
-def plain_stem(path: Path) -> str:
-    """The name without suffix, in NFC: macOS writes the letters of one name in another form."""
-    return unicodedata.normalize("NFC", path.stem)
-
-
 def image_files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
     """{name without suffix, in NFC: path}. Hidden files and other formats are skipped."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
             continue
-        if (other := found.setdefault(plain_stem(path), path)) != path:
+        # macOS writes the letters of one name in another form.
+        name = unicodedata.normalize("NFC", path.stem)
+        if (other := found.setdefault(name, path)) != path:
             problems.append(f"{path}: same name as {other.name}; keep one of them")
     if not found:
         problems.append(f"{folder}: no such folder, or no {suffixes[0]} files in it")
@@ -422,11 +421,8 @@ def read_card(root: Path, problems: list[str]) -> Card:
     try:
         content = {**json.loads(card.read_bytes())}
         classes = content.pop("classes", [])
-        words = isinstance(classes, list) and all(isinstance(x, str) for x in classes)
-        plain = [" ".join(name.lower().split()) for name in classes] if words else []
-        empty = any(not part.strip() for name in plain for part in name.split("|"))
-        if not words or empty or len({*plain}) < len(plain) or not 2 <= len(plain or "ab") <= 200:
-            raise InputError('classes: give 2 to 200 different texts, ["road", "car | van", ...]')
+        if classes != []:
+            _check_classes(classes)
         ids = {k: content[k] for k in ("void", "first_id", "unknown_void") if k in content}
         if odd := sorted(content.keys() - ids.keys() - CARD_KEYS):
             raise InputError(
@@ -440,6 +436,16 @@ def read_card(root: Path, problems: list[str]) -> Card:
     except (OSError, ValueError, TypeError, RecursionError, InputError) as error:
         problems.append(f"{card}: {error}; correct or delete it")
     return Card()
+
+
+def _check_classes(classes: object) -> None:
+    """`InputError` unless `classes` is a list of 2 to 200 different texts that are not empty."""
+    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+        plain = [" ".join(name.lower().split()) for name in classes]
+        filled = all(prompt.strip() for name in plain for prompt in name.split("|"))
+        if filled and len({*plain}) == len(plain) and 2 <= len(plain) <= 200:
+            return
+    raise InputError('classes: give 2 to 200 different texts, ["road", "car | van", ...]')
 
 
 def verify(root: str | Path, options: LabelIds | None = None) -> DataReport:
@@ -527,7 +533,9 @@ def load_camvid(
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
     versions = tuple((name, *map(_version, pairs[name])) for name in names)
-    return _load(root, versions, options, classes, tuple(problems))
+    frames, labels = _load(root, versions, options, classes, tuple(problems))
+    warn_of_labels(root, labels)
+    return frames
 
 
 @lru_cache(maxsize=2)
@@ -537,15 +545,16 @@ def _load(
     options: LabelIds,
     classes: tuple[str, ...],
     problems: Sequence[str],
-) -> Frames:
+) -> tuple[Frames, list[Decoded]]:
+    """The frames; and of each label only what `warn_of_labels` needs."""
     pairs = {name: (frame, label) for name, (frame, _), (label, _) in versions}
     values, size, unreadable = _read_pairs(pairs, partial(decode, options=options))
     raise_problems([*problems, *unreadable], root)
-    warn_of_labels(root, [label for _, label in values.values()])
+    known = [label._replace(array=None) for _, label in values.values()]
     images = torch.empty((len(pairs), 3, *size), dtype=torch.uint8)
     labels = torch.empty((len(pairs), *size), dtype=torch.uint8)
     for index, name in enumerate(pairs):
         image, label = values.pop(name)  # which frees memory while the tensors fill
         images[index] = torch.from_numpy(image.array).permute(2, 0, 1)
         labels[index] = torch.from_numpy(label.array)
-    return Frames(images, labels, tuple(pairs), classes)
+    return Frames(images, labels, tuple(pairs), classes), known

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from camvid_lang.errors import START_OVER, InputError
-from camvid_lang.experiments import ADDED
 from camvid_lang.results import atomic_write, delete
 
 KINDS = ("last", "best")
@@ -63,7 +62,6 @@ def load_checkpoint(path: str | Path) -> dict:
 
 def changed_settings(stored: Mapping, wanted: Mapping) -> list[str]:
     """Each setting in which a stored run differs from the wanted one, as `lr was 0.1, now 0.2`."""
-    stored = {**ADDED, **stored}
     return [
         f"{key} was {stored.get(key)!r}, now {value!r}"
         for key, value in wanted.items()
@@ -86,6 +84,10 @@ class Checkpoints:
         found = [path for path in self.folder.glob(f"{kind}-*.pt") if _NAME.fullmatch(path.name)]
         return sorted(found, key=epoch_of)
 
+    def kept(self) -> list[Path]:
+        """The last two and the best. A process that is killed may leave older ones, emptied."""
+        return [*self.files("last")[-KEPT:], *self.files("best")[-1:]]
+
     def newest(self, kind: str = "last") -> tuple[Path, dict] | None:
         """The newest undamaged checkpoint of a kind and its state; None where files are missing.
 
@@ -99,7 +101,7 @@ class Checkpoints:
             except InputError as error:
                 print(f"note: {error}; falling back to the one before")
         if files:
-            raise InputError(f"all checkpoints in {self.folder} are damaged: {START_OVER}")
+            raise InputError(f"all {kind} checkpoints in {self.folder} are damaged: {START_OVER}")
         return None
 
     def save(self, state: Mapping, epoch: int, best: bool = False) -> Path:
@@ -119,7 +121,7 @@ class Checkpoints:
             reason = textwrap.shorten(str(error), 150)
             advice = "free disk space and run again to resume"
             raise InputError(f"{path} cannot be written ({reason}): {advice}") from error
-        for old in (*self.files("last")[:-KEPT], *self.files("best")[:-1]):
+        for old in {*self.files("last"), *self.files("best")}.difference(self.kept()):
             delete(old)
         if self.on_saved:
             self.on_saved()

@@ -71,7 +71,7 @@ def train(
         raise InputError(
             "also: several data sets are trained on in one process; leave out torchrun"
         )
-    trainer = Trainer(model, experiment, device, _digest(sets))
+    trainer = Trainer(model, experiment, device, _sets_digest(sets))
     trainer.identity |= about or {}
     trainer.identity["also"] = [matrix.cpu() for matrix in text[1:]]
     history = trainer.resume(checkpoints)
@@ -99,9 +99,7 @@ def train(
                 colour_jitter=experiment.colour_jitter,
             ):
                 check_signals()
-                images, labels = next(iter(parts.values()))
-                if parts.keys() != {0}:
-                    images, labels = map(torch.cat, zip(*parts.values(), strict=True))
+                images, labels = map(torch.cat, zip(*parts.values(), strict=True))
                 images, labels = (x[rank() :: world_size()] for x in (images, labels))
                 words = [(len(parts[i][1]), text[i]) for i in parts] if others else ()
                 loss, output = trainer.step(images, labels, words)
@@ -223,42 +221,6 @@ def make_optimizer(model: SegmentationModel, experiment: Experiment) -> torch.op
     return torch.optim.Adam(groups, fused=True)
 
 
-def training_step(
-    model: SegmentationModel,
-    images: Tensor,
-    labels: Tensor,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    precision: torch.dtype,
-    replica: nn.Module | None = None,
-    boundary_weight: float = 1.0,
-    words: Sequence[tuple[int, Tensor]] = (),
-) -> tuple[Tensor, Tensor]:
-    """Forward, loss, backward, update. Returns the loss and the scores, both detached.
-
-    `replica`, see `replicate`, is called in place of the model. With `words`, see
-    `LanguageModel.compare`, the scores are of the images of the first words only.
-    """
-    optimizer.zero_grad(set_to_none=True)  # here, so that they do not add to the peak of memory
-    with autocast(images.device, precision):
-        outputs = model.compare(images, words) if words else [(replica or model)(images)]
-        if model.unseen:  # neither right nor wrong anywhere
-            unseen = outputs[0].new_tensor(model.unseen).long()
-            outputs[0] = outputs[0].index_fill(1, unseen, -math.inf)
-        sizes = [*map(len, outputs)]
-        losses = [
-            segmentation_loss(output, part, model.temperature, boundary_weight)
-            for output, part in zip(outputs, labels.split(sizes), strict=True)
-        ]
-        loss = losses[0]
-        if words:  # each set counts by its images
-            loss = sum(n * part for n, part in zip(sizes, losses, strict=True)) / len(labels)
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    return loss.detach(), outputs[0].detach()
-
-
 class EpochMetrics:
     """Loss and confusion matrix of an epoch; counted every few steps, as that waits for a GPU."""
 
@@ -317,7 +279,7 @@ class Average:
 
 
 class Trainer:
-    """All that training changes: weights, their average, optimizer, scaler, random states, history.
+    """What changes in training: weights, their average, optimizer, scaler, random states, history.
 
     `frames` is the `Frames.digest` of the training frames.
     """
@@ -339,25 +301,50 @@ class Trainer:
     def start_epoch(self, epoch: int) -> None:
         """Set training mode and anneal the learning rates to this epoch (from 0)."""
         self.model.train()
-        set_to = self.experiment
-        rest = set_to.epochs, set_to.final_lr_fraction, set_to.warmup_epochs
+        epochs, warmup = self.experiment.epochs, self.experiment.warmup_epochs
+        factor = learning_rate_factor(epoch, epochs, self.experiment.final_lr_fraction, warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * learning_rate_factor(epoch, *rest)
+            group["lr"] = group["initial_lr"] * factor
 
     def step(
         self, images: Tensor, labels: Tensor, words: Sequence[tuple[int, Tensor]] = ()
     ) -> tuple[Tensor, Tensor]:
-        """One `training_step`, and with `ema` an update of the average."""
-        rest = self.optimizer, self.scaler, self.precision, self.replica
+        """Forward, loss, backward, update. Returns the loss and the scores, both detached.
+
+        With `words`, see `LanguageModel.compare`, the scores are of the images of the first words
+        only.
+        """
         try:
-            rest = *rest, self.experiment.boundary_weight, words
-            found = training_step(self.model, images, labels, *rest)
+            self.optimizer.zero_grad(set_to_none=True)  # here, not to add to the peak of memory
+            with autocast(images.device, self.precision):
+                loss, output = self._loss(images, labels, words)
+            self.scaler.scale(loss).backward()
         except torch.OutOfMemoryError as error:
             sizes = f"batch_size ({self.experiment.batch_size}) or crop ({self.experiment.crop})"
             raise InputError(f"{self.experiment.name}: {error}; lower {sizes}") from error
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.average:
             self.average.update()
-        return found
+        return loss.detach(), output.detach()
+
+    def _loss(
+        self, images: Tensor, labels: Tensor, words: Sequence[tuple[int, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        model = self.model
+        outputs = model.compare(images, words) if words else [self.replica(images)]
+        if model.unseen:  # neither right nor wrong anywhere
+            unseen = outputs[0].new_tensor(model.unseen).long()
+            outputs[0] = outputs[0].index_fill(1, unseen, -math.inf)
+        sizes = [*map(len, outputs)]
+        losses = [
+            segmentation_loss(output, part, model.temperature, self.experiment.boundary_weight)
+            for output, part in zip(outputs, labels.split(sizes), strict=True)
+        ]
+        if len(losses) == 1:
+            return losses[0], outputs[0]
+        each = zip(sizes, losses, strict=True)  # each set counts by its images
+        return sum(size * loss for size, loss in each) / len(labels), outputs[0]
 
     def end_epoch(self, loss: float, miou: float | None, seconds: float) -> None:
         """Append to the history; `InputError` where the loss or a weight is not finite."""
@@ -427,7 +414,7 @@ def replicate(model: SegmentationModel, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model)
 
 
-def _digest(sets: Sequence[Frames]) -> str:
+def _sets_digest(sets: Sequence[Frames]) -> str:
     """That of the frames of one set, or of the digests of several."""
     digests = [frames.digest for frames in sets]
     return digests[0] if not digests[1:] else hashlib.sha256("".join(digests).encode()).hexdigest()

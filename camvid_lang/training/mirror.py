@@ -152,7 +152,7 @@ class Mirror:
         for folder in (self.remote, self.there.folder):
             folder.mkdir(exist_ok=True)
         results = [self.local / name for name in RESULTS if (self.local / name).exists()]
-        files = [*self.own.files("last"), *self.own.files("best"), *results]
+        files = [*self.own.kept(), *results]
         for path in files:
             try:
                 written = path.stat().st_mtime_ns
