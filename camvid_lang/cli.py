@@ -32,7 +32,12 @@ def argument(*flags: str, **options: object) -> tuple[tuple, dict]:
 
 def command(name: str, *arguments: tuple[tuple, dict]) -> Callable[[Action], Action]:
     """Add a function to `COMMANDS`; "data verify" is the command `verify` of the group `data`."""
-    return lambda action: COMMANDS.setdefault(name, (action, arguments))[0]
+
+    def add(action: Action) -> Action:
+        COMMANDS[name] = action, arguments
+        return action
+
+    return add
 
 
 class HelpWithSettings(argparse.Action):
@@ -60,12 +65,12 @@ LABEL_IDS = (
     argument("--void", type=int, metavar="N", help="id of void (default: 11, or 11 + first id)"),
     argument("--unknown-void", action="store_true", help="take unknown ids and colours as void"),
 )
-WORDS = (
-    argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the run), '
-             "or a file: .txt (one a line) or .json (a list or mapping)"),
+MOVED = (
     argument("--text-bank", help="where the run's text bank is now, if it has moved"),
     argument("--weights", help="where the encoder's weights are now, if they have moved"),
-)  # fmt: skip
+)
+CLASSES = argument("--classes", help='as in "road, car|lorry, shop window" (default: those of the '
+                   "run), or a file: .txt (one a line) or .json (a list or mapping)")  # fmt: skip
 RUN_ON_SPLIT = (
     argument("run", metavar="RUN", help="folder of a finished run"),
     argument("--data", required=True, help="folder in CamVid's layout"),
@@ -78,11 +83,11 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
     "demo",
     argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
     argument("--seed", type=int, default=0, help="of the scenes and of training (default: 0)"),
-    argument(
-        "--epochs", type=int, help="of the frozen rows, 5/3 of it for the full ones (default: 18)"
-    ),
-    *(DEVICE, FRESH),
-)
+    argument("--epochs", type=int, help="for experiments with a frozen encoder (default: 18); full "
+             "ones get 5/3 as many"),
+    DEVICE,
+    FRESH,
+)  # fmt: skip
 def demo(args: argparse.Namespace) -> None:
     """Run all nine experiments of the thesis on drawn scenes, and ask in other words.
 
@@ -91,14 +96,13 @@ def demo(args: argparse.Namespace) -> None:
     """
     from camvid_lang.demo import run_demo
 
-    options = {key: getattr(args, key) for key in ("seed", "device", "fresh", "epochs")}
-    run_demo(args.out, **options)
+    run_demo(args.out, args.seed, args.device, args.fresh, args.epochs)
 
 
 @command(
     "list",
     argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke"),
-    argument("--json", action="store_true", help="print all settings as JSON"),
+    JSON,
 )
 def list_experiments(args: argparse.Namespace) -> None:
     """List the experiments and the thesis's mIoU."""
@@ -134,7 +138,8 @@ def list_experiments(args: argparse.Namespace) -> None:
              "(short for --set text_bank=...)"),
     argument("--mirror", metavar="DIR", help="second folder, on a drive for example, that gets a "
              "copy of all that is saved; a run resumes from it where OUT is behind"),
-    *(DEVICE, FRESH),
+    DEVICE,
+    FRESH,
 )  # fmt: skip
 def run(args: argparse.Namespace) -> None:
     """Train and score one experiment on a data set, or resume it.
@@ -217,9 +222,8 @@ def score(args: argparse.Namespace) -> None:
     from camvid_lang.evaluation import ABSENT_CLASS_RULE
     from camvid_lang.evaluation import score as score_folders
 
-    ids = _label_ids(args)
-    ids = {key: getattr(ids, key) for key in ("void", "first_id", "unknown_void")} if ids else {}
-    found = score_folders(args.predictions, args.labels, **ids, ids_of=args.ids_of)
+    counted = args.void, args.first_id or 0, args.unknown_void
+    found = score_folders(args.predictions, args.labels, *counted, ids_of=args.ids_of)
     if args.json:
         print(json.dumps(found, indent=1))
         return
@@ -267,12 +271,15 @@ def predict(args: argparse.Namespace) -> None:
     argument("--wording", action="append", default=[], metavar="FILE",
              help='other words, .json {"tree": ["bush"], "road+pavement": "ground", ...} '
              "(repeatable; default: the package's)"),
-    *(*WORDS[1:], CHECKPOINT, DEVICE, JSON),
+    *MOVED,
+    CHECKPOINT,
+    DEVICE,
+    JSON,
 )  # fmt: skip
 def vocabulary(args: argparse.Namespace) -> None:
     """Score a run with other words for the classes than it was trained with.
 
-    Prints mIoU with the trained words, and with others by both ways of comparison; see `segment
+    Prints mIoU with the trained words, and with others by `anchored` and by `cosine`; see `segment
     --help`. What was measured on the run's own test frames is kept in RUN/vocabulary.json, and
     `report` shows it.
     """
@@ -391,7 +398,10 @@ def convert(args: argparse.Namespace) -> None:
     argument("--probabilities", action="store_true", help="also write each class's probability "
              "among the classes, OUT/NAME_probabilities.npz: `classes`, and `probabilities` (K, H, "
              "W) float16"),
-    *(*WORDS, CHECKPOINT, DEVICE),
+    CLASSES,
+    *MOVED,
+    CHECKPOINT,
+    DEVICE,
 )  # fmt: skip
 def segment(args: argparse.Namespace) -> None:
     """Segment images with any words, by a finished run.
@@ -403,15 +413,16 @@ def segment(args: argparse.Namespace) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from camvid_lang.data.classes import CLASSES
+    from camvid_lang.data import classes
     from camvid_lang.models.text import parse_classes
     from camvid_lang.segmenter import NONE_OF_THESE, class_colours, load
 
     images, out = _find_images(args.images), Path(args.out)
-    names = list(CLASSES if args.classes is None else parse_classes(args.classes))
-    names += [NONE_OF_THESE] * bool(args.none_below)
+    names = list(classes.CLASSES if args.classes is None else parse_classes(args.classes))
+    if args.none_below:
+        names.append(NONE_OF_THESE)
     options = {key: getattr(args, key) for key in ("tile", "compare", "none_below")}
-    ends = (".png", "_overlay.png", *["_probabilities.npz"] * args.probabilities)
+    ends = [".png", "_overlay.png"] + ["_probabilities.npz"] * args.probabilities
     written: dict[str, Path] = {}
     for path in images:
         for target in (out / f"{path.stem}{end}" for end in ends):
@@ -442,7 +453,9 @@ def segment(args: argparse.Namespace) -> None:
     argument("out", metavar="OUT.onnx", help="the file to write"),
     argument("--text-input", action="store_true",
              help="text vectors are an input of the file, in place of --classes"),
-    *(*WORDS, CHECKPOINT),
+    CLASSES,
+    *MOVED,
+    CHECKPOINT,
 )  # fmt: skip
 def export(args: argparse.Namespace) -> None:
     """Write a run's model as an ONNX file.
@@ -492,7 +505,11 @@ def _same_file(path: Path) -> str:
 
 
 def _print_scores(found: dict) -> None:
-    for key, title in (("accuracy",) * 2, ("mean_accuracy", "mean accuracy"), ("miou", "mIoU")):
+    for title, key in (
+        ("accuracy", "accuracy"),
+        ("mean accuracy", "mean_accuracy"),
+        ("mIoU", "miou"),
+    ):
         print(f"{title:14}{_percent(found[key]):>9}")
     for name, value in found["iou"].items():
         print(f"  IoU {name:12}{_percent(value):>7}")

@@ -45,8 +45,7 @@ CARRIED = Path(__file__).parent / "assets" / "demo"  # run folders
 ROWS = (*THESIS_ROWS, "held-out")
 ASKED = ("frozen-names", "full-narrow-descriptions", "held-out")
 COUNTS = {"train": 560, "val": 40, "test": 60}  # scenes
-NONE = dict.fromkeys(("name", "weights", "text"), "none")
-COMMAND, RESULTS = "python -m camvid_lang demo", "results.json"
+RESULTS = "results.json"
 EPOCHS = 18  # 20 minutes on two slow cores
 # On top of the `cpu` profile: small crops for small scenes, and small batches for few epochs.
 SETTINGS = {"crop": 128, "batch_size": 4, "lr": 2e-3, "encoder_lr": 1e-3}
@@ -111,10 +110,18 @@ def run_demo(
     _run_side_by_side(experiments, data, out, device, fresh)
     results = {e.name: read_results(out / e.name / RESULTS) for e in experiments}
     chance = {
-        **{"experiment": CHANCE, "miou_train": None, "confusion": [], "history": [], "seconds": 0},
-        **{"settings": {}, "prompts": None, "encoder": NONE, "device": "cpu", "command": COMMAND},
-        **{"data": results["bilinear-names"]["data"], "versions": versions()},
+        "experiment": CHANCE,
         **chance_scores(load_camvid(data, "test"), seed),
+        "miou_train": None,
+        "settings": {},
+        "prompts": None,
+        "data": results["bilinear-names"]["data"],
+        "encoder": dict.fromkeys(("name", "weights", "text"), "none"),
+        "device": "cpu",
+        "versions": versions(),
+        "seconds": 0,
+        "command": "python -m camvid_lang demo",
+        "history": [],
     }
     (out / CHANCE).mkdir(exist_ok=True)
     write_results(out / CHANCE / RESULTS, chance)
@@ -147,8 +154,8 @@ def _run_side_by_side(
 ) -> None:
     """Run the rows in processes, two at a time on a CPU, the longest first, with one bar.
 
-    The processes that do so are kept from row to row, as torch takes seconds to load, and rows that
-    are finished are read in this one. What the processes print is in OUT/NAME.log.
+    Processes are used for several rows, as torch takes seconds to load; finished rows are read in
+    this one. What the processes print is in OUT/NAME.log.
 
     Raises:
         InputError: a row failed.
@@ -199,7 +206,7 @@ def _start_worker(on_cpu: bool) -> None:
     if on_cpu:
         torch.set_num_threads(1)
 
-    def follow() -> None:  # not to be left behind
+    def follow() -> None:  # stop when the first process dies
         multiprocessing.parent_process().join()
         while True:  # the first signal may end a training only
             os.kill(os.getpid(), signal.SIGTERM)

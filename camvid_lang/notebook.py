@@ -116,9 +116,11 @@ def start(
     # A value may have commas too, as in "held_out=tree,car, epochs=10".
     entries = [x.partition("=") for x in re.split(r",(?=[^,]*=)", settings) if x.strip(" ,")]
     chosen = {key.strip(" ,"): value.strip(" ,") for key, _, value in entries}
-    names, over = ([n.strip() for n in text.split(",") if n.strip()] for text in (runs, fresh))
-    for name in ("frozen-names", *names, *over):  # raises before anything is downloaded
+    names, again = ([n.strip() for n in text.split(",") if n.strip()] for text in (runs, fresh))
+    for name in ("frozen-names", *names, *again):  # raises before anything is downloaded
         configure(name, **{"profile": profile, **({} if name.startswith("bilinear") else chosen)})
+    if unused := [name for name in again if name not in names]:
+        print(f"note: FRESH names {', '.join(unused)}, which RUNS does not: add them to RUNS")
     work = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
     given = Path(drive).expanduser() if drive and isinstance(drive, str | Path) else None
     mirror = given or (_mount_drive() if drive else None)
@@ -142,7 +144,7 @@ def start(
             "note: the tiny CLIP of this profile was trained on drawn scenes: expect low scores, "
             "or give weights of ResNet-18 in SETTINGS, as in weights=resnet18.safetensors"
         )
-    return Session(profile, folder, work / "runs" / label, drive_runs, names, over, chosen)
+    return Session(profile, folder, work / "runs" / label, drive_runs, names, again, chosen)
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,15 @@ class Session:
             found |= (
                 {file.parent.name: file for file in root.glob("*/results.json")} if root else {}
             )
-        own = {self._folder(name): name for name in EXPERIMENTS}
-        other = {name: f"{name} (no SETTINGS)" for name in EXPERIMENTS}
-        order = sorted(found, key=lambda folder: [*EXPERIMENTS, folder].index(folder.split(" ")[0]))
-        return {own.get(folder, other.get(folder, folder)): found[folder] for folder in order}
+        titles = {name: f"{name} (no SETTINGS)" for name in EXPERIMENTS}
+        titles |= {self._folder(name): name for name in EXPERIMENTS}
+        known = [*EXPERIMENTS]
+
+        def place(folder: str) -> int:  # others, such as "Copy of frozen-names", come last
+            name = folder.split(" ")[0]
+            return known.index(name) if name in known else len(known)
+
+        return {titles.get(folder, folder): found[folder] for folder in sorted(found, key=place)}
 
     def finished(self) -> dict[str, dict]:
         """{experiment: results} of all finished runs, here or on Google Drive.
@@ -411,26 +418,30 @@ def ask(
     Returns:
         The segmentation with its legend, and a heat map of each class's probability among them.
     """
-    classes = parse_classes(text)
-    for note in _notes(segmenter, classes):
+    _, figures, notes = _answer(segmenter, image, text, **options)
+    for note in notes:
         print(note)
-    drawn = _drawn(_segment(segmenter, image, classes, **options))
-    return drawn, _maps(segmenter, image, classes, **options)
+    return figures
 
 
-def _segment(
-    segmenter: Segmenter, image: np.ndarray, classes: Classes, **options: object
-) -> Segmentation:
+def _answer(
+    segmenter: Segmenter, image: np.ndarray, text: str, **options: object
+) -> tuple[Segmentation, tuple[Figure, Figure], list[str]]:
+    """The segmentation; the figures of `ask`; and what to say about the classes."""
+    classes = parse_classes(text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of one class alone, as `_notes` says it
-        return segmenter.segment(image, classes, **options)
+        found = segmenter.segment(image, classes, **options)
+    drawn = overlay(found.image, found.ids, found.classes, found.colours)
+    maps = _maps(segmenter, image, classes, **options)
+    return found, (drawn, maps), _notes(segmenter, classes)
 
 
 def _maps(segmenter: Segmenter, image: np.ndarray, classes: Classes, **options: object) -> Figure:
     small = Image.fromarray(image)
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     pixels = np.array(small)
-    names = [*classes, *[NONE_OF_THESE] * bool(options.get("none_below"))]
+    names = [*classes, NONE_OF_THESE] if options.get("none_below") else [*classes]
     several = len(names) > 1
     maps = (segmenter.probabilities if several else segmenter.cosines)(pixels, classes, **options)
     return heat_maps(pixels, maps, names, probabilities=several)
@@ -488,28 +499,21 @@ def panel(
     message = ipywidgets.HTML()
     layout = {"max_width": "100%", "width": "960px"}
     outputs = [ipywidgets.Image(format="png", layout=layout) for _ in range(2)]
-    latest = choice  # or upload or dropped: the one that was used last
+    latest = choice.value, images[choice.value]  # that was chosen, uploaded or dropped
     shown: tuple[str, Segmentation] | None = None
+
+    def refuse(error: InputError) -> None:
+        message.value = f"<b>{html.escape(str(error))}</b>"
 
     def segment(_change: object = None) -> None:
         nonlocal shown
         message.value = "…"
+        name, image = latest
+        options = {"none_below": 0.5} if none.value else {}
         try:
-            name, image = choice.value, images[choice.value]
-            if latest is upload:
-                name, image = _read_upload(upload.value)
-            elif latest is dropped:
-                name, _, content = dropped.value.rpartition("\n")
-                entry = {"name": name, "content": base64.b64decode(content)}
-                name, image = _read_upload([entry])
-            classes = parse_classes(words.value)
-            options = {"none_below": 0.5} if none.value else {}
-            found = _segment(segmenter, image, classes, **options)
-            figures = _drawn(found), _maps(segmenter, image, classes, **options)
-            notes = _notes(segmenter, classes)
+            found, figures, notes = _answer(segmenter, image, words.value, **options)
         except InputError as error:
-            message.value = f"<b>{html.escape(str(error))}</b>"
-            return
+            return refuse(error)
         for output, figure in zip(outputs, figures, strict=True):
             output.value = to_png(figure, dpi=150)
         shown = Path(name).stem, found
@@ -522,9 +526,22 @@ def panel(
 
     def use(change: Bunch) -> None:
         nonlocal latest
-        if change.new:  # an upload is empty while it is being replaced
-            latest = change.owner
-            segment()
+        if not change.new:  # an upload is empty while it is being replaced
+            return
+        try:
+            if change.owner is choice:
+                latest = change.new, images[change.new]
+            elif change.owner is upload:
+                latest = _read_upload(change.new)
+            else:
+                name, _, content = change.new.rpartition("\n")
+                dropped.value = ""  # the same file may be dropped again
+                latest = _read_upload([{"name": name, "content": base64.b64decode(content)}])
+        except InputError as error:
+            return refuse(error)
+        if change.owner is not choice:
+            choice.value = None  # so that any frame can be chosen again
+        segment()
 
     button.on_click(segment)
     save.on_click(write)
@@ -535,10 +552,6 @@ def panel(
     rows = [[choice, upload, ipywidgets.HTML(DROP_AREA)], [words], [button, save, none, dropped]]
     whole = ipywidgets.VBox([*map(ipywidgets.HBox, rows), message, *outputs])
     return whole.add_class("with-drop")
-
-
-def _drawn(found: Segmentation) -> Figure:
-    return overlay(found.image, found.ids, found.classes, found.colours)
 
 
 def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:

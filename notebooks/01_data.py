@@ -145,9 +145,9 @@ similarity_matrices(matrices)
 # give another number, and it would have gaps: 143 of the 233 test frames have no fence.
 
 # %%
-from camvid_lang.report.figures import iou_venn
+from camvid_lang.report.figures import Drawing
 
-iou_venn()
+Drawing("iou")
 
 # %% [markdown]
 # ## Exercises

@@ -87,8 +87,7 @@ from camvid_lang.report.figures import comparison
 from camvid_lang.results import read_figures
 
 kept = {name: read_figures(session.folder(name) / "figures.npz") for name in session.names}
-first, guesses = kept[session.names[-1]], {name: data.predictions[0] for name, data in kept.items()}
-comparison(first.images[0], first.labels[0], guesses, first.names[0])
+comparison(kept)
 
 # %% [markdown]
 # ## Exercises

@@ -83,9 +83,7 @@ from camvid_lang.results import read_figures
 
 FRAME = 0
 kept = {name: read_figures(session.folder(name) / "figures.npz") for name in results}
-first = next(iter(kept.values()))
-guesses = {name: data.predictions[FRAME] for name, data in kept.items()}
-comparison(first.images[FRAME], first.labels[FRAME], guesses, first.names[FRAME])
+comparison(kept, FRAME)
 
 # %% [markdown]
 # ## What is confused with what?
@@ -109,7 +107,7 @@ confusion(matrix, title=f"{best}: predictions for the pixels of each class")
 from camvid_lang.report.figures import confusion_and_similarity
 
 text_set = results[best]["settings"]["text_set"].capitalize()
-if text_set in kept[best].similarities:
+if kept[best] and text_set in kept[best].similarities:
     display(confusion_and_similarity(matrix, kept[best].similarities[text_set]))
 
 # %% [markdown]

@@ -14,11 +14,13 @@ from PIL import Image
 from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 from camvid_lang.report import figures
+from camvid_lang.results import FigureData
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (2, 3, 24, 32), dtype=np.uint8)
 LABELS = RANDOM.integers(0, 12, (2, 24, 32), dtype=np.uint8)
 GUESSES = RANDOM.integers(0, 11, (2, 24, 32), dtype=np.uint8)
+KEPT = FigureData(IMAGES, LABELS, GUESSES, ("one", "two"), {})
 SCORES = {name: 5.0 * index for index, name in enumerate(CLASSES)}
 HISTORY = [{"epoch": 1, "loss": 2.0, "miou": None}, {"epoch": 2, "loss": 1.0, "miou": 40.0}]
 MODELS = ("bilinear", "adapter", "clip-upsampler", "swiftnet")
@@ -42,7 +44,7 @@ MAKERS = {
     "confusion": lambda: figures.confusion(np.eye(11) * 3),
     "miou_bars": lambda: figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0}),
     "class_matrix": lambda: figures.class_matrix({"a": SCORES, "b": {**SCORES, "sky": None}}, "a"),
-    "comparison": lambda: figures.comparison(IMAGES[0], LABELS[0], {"a": GUESSES[0]}, "one"),
+    "comparison": lambda: figures.comparison({"a": KEPT, "b": None}),
     "confused": lambda: figures.confusion_and_similarity(np.ones((11, 11)), vectors(0)),
     "class_frequencies": lambda: figures.class_frequencies({"train": range(12), "test": range(12)}),
 }
@@ -165,7 +167,7 @@ def svg(drawing):
 
 
 def test_drawings_are_well_formed_with_text_as_text_and_ids_of_their_own():
-    drawings = [*map(figures.architecture, MODELS), figures.iou_venn()]
+    drawings = [*map(figures.architecture, MODELS), figures.Drawing("iou")]
     ids = [e.get("id") for drawing in drawings for e in svg(drawing).iter() if e.get("id")]
     assert len(ids) == len(set(ids)) >= 5  # several are shown in one notebook or page
     for drawing in drawings:
@@ -194,7 +196,7 @@ def test_the_architecture_of_a_run_has_its_encoder_and_channels():
 
 
 def test_the_iou_drawing_counts_what_it_draws():
-    root = svg(figures.iou_venn())
+    root = svg(figures.Drawing("iou"))
     count = {}
     for element in root.iter():
         if element.get("id", "").startswith("iou-") and element.get("d"):

@@ -29,7 +29,7 @@ def bank(path, phrases, dimension=5, seed=0):
 def test_the_two_text_sets_name_the_eleven_classes():
     assert class_prompts("names") == {name: [name] for name in CLASSES}
     assert class_prompts("descriptions") == {name: [DESCRIPTIONS[name]] for name in CLASSES}
-    assert set(ALIASES) == set(CLASSES)
+    assert set(ALIASES) <= set(CLASSES)
 
 
 def test_lists_and_mappings_are_accepted():

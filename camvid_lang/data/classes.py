@@ -78,16 +78,10 @@ DESCRIPTIONS = {
 # Other words for a class, tried in this order when a text bank does not have its name.
 # The first is the word in Cityscapes.
 ALIASES = {
-    "sky": ("sky",),
-    "building": ("building",),
-    "pole": ("pole",),
-    "road": ("road",),
-    "pavement": ("sidewalk", "pavement"),
-    "tree": ("vegetation", "tree"),
+    "pavement": ("sidewalk",),
+    "tree": ("vegetation",),
     "sign": ("traffic sign", "road sign", "street sign"),
-    "fence": ("fence",),
-    "car": ("car",),
-    "pedestrian": ("person", "pedestrian"),
+    "pedestrian": ("person",),
     "bicyclist": ("rider", "cyclist"),
 }
 

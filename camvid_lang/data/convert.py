@@ -152,14 +152,15 @@ def _find_pairs(layout: Layout, problems: list[str]) -> dict[str, Pair]:
     """{"split/NAME" of the new folder: (frame, label)}; and problems."""
     segnet = {key.split("/")[1]: key.split("/")[0] for key in read_manifest() if "annot" not in key}
     pairs: dict[str, Pair] = {}
-    others: Counter[str] = Counter()
+    unlisted: Counter[str] = Counter()  # frames that SegNet's split does not have, by split
     for folder, (frames, labels) in layout.folders.items():
         for name, pair in pair_files(frames, labels, problems, layout.ending).items():
             split = folder or segnet.get(name, "train")
-            others[split] += not folder and name not in segnet
+            if not folder and name not in segnet:
+                unlisted[split] += 1
             if (other := pairs.setdefault(f"{split}/{name}", pair)) != pair:
                 problems.append(f"{pair[0]}: same name as {other[0]}; keep one of them")
-    if places := ", ".join(f"{count} in {split}" for split, count in others.items() if count):
+    if places := ", ".join(f"{count} in {split}" for split, count in unlisted.items()):
         text = f"{layout.root}: frames that are not in SegNet's split: {places}"
         warnings.warn(text, stacklevel=4)
     for split in FOLDERS:

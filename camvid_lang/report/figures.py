@@ -8,7 +8,6 @@ and are SVG files.
 
 import html
 import io
-import itertools
 import math
 import unicodedata
 import warnings
@@ -19,6 +18,7 @@ from string import Template
 
 import matplotlib
 import numpy as np
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -29,6 +29,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
+from camvid_lang.results import FigureData
 
 Colour = tuple[int, int, int]  # RGB, 0..255
 STYLE = {
@@ -50,7 +51,10 @@ OKABE_ITO: tuple[Colour, ...] = tuple(ImageColor.getrgb(f"#{code}") for code in 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing: `name`.svg in this folder with numbers filled in. A notebook shows it as it is."""
+    """A drawing: `name`.svg in this folder with numbers filled in. A notebook shows it as it is.
+
+    `iou` is figure 6.1: a predicted and a labelled shape on a grid of pixels; TP, FP, FN counted.
+    """
 
     name: str
     numbers: Mapping[str, object] = field(default_factory=dict)
@@ -94,11 +98,6 @@ def architecture(model: str = "clip-upsampler", result: Mapping | None = None) -
             },
         },
     )
-
-
-def iou_venn() -> Drawing:
-    """Figure 6.1: a predicted and a labelled shape on a grid of pixels; TP, FP and FN counted."""
-    return Drawing("iou")
 
 
 class Canvas(Figure):
@@ -250,33 +249,35 @@ def predictions(
     """
     rows = []
     for image, label, guess, name in zip(images, labels, predictions, names, strict=True):
-        label, guess = np.asarray(label), np.asarray(guess)
-        counted = label != VOID
-        state = np.where(counted, label != guess, 2)
-        right = f"{100 * (state[counted] == 0).mean():.1f} % right" if counted.any() else "all void"
-        rows.append([(name, _channels_last(image)), ("label", colour_labels(label))])
-        rows[-1] += [
-            ("prediction", colour_labels(guess)),
-            (f"errors: {right}", ERROR_COLOURS[state]),
-        ]
+        row = [(name, _channels_last(image)), ("label", colour_labels(label))]
+        rows.append([*row, ("prediction", colour_labels(guess)), _errors(label, guess)])
     return _gallery(title, rows, [*CAMVID_LEGEND, *ERROR_LEGEND])
 
 
+def _errors(label: ArrayLike, guess: ArrayLike) -> tuple[str, np.ndarray]:
+    """Heading and image of where a prediction is wrong."""
+    label, guess = np.asarray(label), np.asarray(guess)
+    counted = label != VOID
+    right = f"{100 * (label == guess)[counted].mean():.1f} % right" if counted.any() else "all void"
+    return f"errors: {right}", ERROR_COLOURS[np.where(counted, label != guess, 2)]
+
+
 @_styled
-def comparison(
-    image: ArrayLike, label: ArrayLike, guesses: Mapping[str, ArrayLike], title: str
-) -> Figure:
+def comparison(runs: Mapping[str, FigureData | None], frame: int = 0) -> Figure:
     """One frame under several runs: predictions above, errors below (colours as `predictions`).
 
-    `image` is (3, H, W), `label` (H, W), `guesses` {run: (H, W)}; three runs stand side by side.
+    `runs` are their `figures.npz`, of which `frame` counts the frames of the first. Three runs are
+    next to each other; those that lack the frame are left out.
     """
-    label, cells = np.asarray(label), []
-    counted = label != VOID
-    for name, guess in guesses.items():
-        state = np.where(counted, label != np.asarray(guess), 2)
-        right = f"{100 * (state[counted] == 0).mean():.1f} % right" if counted.any() else "all void"
-        cells.append(((name, colour_labels(guess)), (f"errors: {right}", ERROR_COLOURS[state])))
-    rows = [[(title, _channels_last(image)), ("label", colour_labels(label)), None]]
+    kept = {run: data for run, data in runs.items() if data}
+    first = next(iter(kept.values()))
+    name, label = first.names[frame], first.labels[frame]
+    cells = []
+    for run, data in kept.items():
+        if name in data.names:
+            guess = data.predictions[data.names.index(name)]
+            cells.append(((run, colour_labels(guess)), _errors(label, guess)))
+    rows = [[(name, _channels_last(first.images[frame])), ("label", colour_labels(label)), None]]
     for start in range(0, len(cells), 3):
         part = cells[start : start + 3]
         part += [(None, None)] * (3 - len(part))
@@ -420,16 +421,10 @@ def confusion_and_similarity(matrix: ArrayLike, similarity: ArrayLike) -> Figure
     axes.plot(cosines[first, second], confused, "o", color=_hex(OKABE_ITO[0]))
     for i in confused.argsort()[-6:]:
         pair = f"{CLASSES[first[i]]}, {CLASSES[second[i]]}"
-        axes.annotate(
-            pair,
-            (cosines[first[i], second[i]], confused[i]),
-            xytext=(5, 3),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    axes.set(
-        xlabel="cosine similarity of the two texts", ylabel="pixels of one taken for the other (%)"
-    )
+        point = cosines[first[i], second[i]], confused[i]
+        axes.annotate(pair, point, (5, 3), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("cosine similarity of the two texts")
+    axes.set_ylabel("pixels of one taken for the other (%)")
     axes.margins(0.12)
     axes.grid()
     return figure
@@ -447,21 +442,13 @@ def miou_bars(
     # Grey: what has no language.
     plain = [name == "chance" or name.startswith("swiftnet") for name in names]
     colours = [_hex(OKABE_ITO[5 if grey else 0]) for grey in plain]
-    axes.barh([_line(name, 40) for name in names], values, color=colours)
-    for place, name in enumerate(names):
-        text = "–" if series[name] is None else f"{series[name]:.1f}"
-        axes.text(values[place] + 0.8, place, text, va="center")
+    bars = axes.barh([_line(name, 40) for name in names], values, color=colours)
+    texts = ["–" if series[name] is None else f"{series[name]:.1f}" for name in names]
+    axes.bar_label(bars, labels=texts, padding=4)
     if marked := {name: value for name, value in (published or {}).items() if name in names}:
         places = [names.index(name) for name in marked]
-        axes.plot(
-            [*marked.values()],
-            places,
-            "D",
-            color=_hex(OKABE_ITO[3]),
-            mec="white",
-            ms=7,
-            label="thesis",
-        )
+        style = {"color": _hex(OKABE_ITO[3]), "mec": "white", "ms": 7, "label": "thesis"}
+        axes.plot([*marked.values()], places, "D", **style)
         axes.legend(loc="lower right")
     axes.invert_yaxis()
     axes.set(xlabel="mIoU (%)", xlim=(0, max([*values, *(published or {}).values(), 10]) * 1.08))
@@ -488,21 +475,18 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
     if val:
         labels["miou"] = "mIoU (%): training crops; dotted: val"
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-        for index, ((run, history), colour) in enumerate(
-            zip(histories.items(), itertools.cycle(OKABE_ITO), strict=False)
-        ):
-            axes.plot(
-                [entry["epoch"] for entry in history],
-                [entry[key] for entry in history],
-                color=_hex(colour),
-                linestyle=("-", "--", "-.", ":")[index % 4],
-                marker="o" if len(history) < 30 else None,
-                markersize=4,
-                label=_line(run, 40),
-            )
+        # Every colour once in each line style.
+        axes.set_prop_cycle(
+            cycler(linestyle=["-", "--", "-."]) * cycler(color=map(_hex, OKABE_ITO))
+        )
+        for run, history in histories.items():
+            epochs = [entry["epoch"] for entry in history]
+            style = {"marker": "o" if len(history) < 30 else None, "markersize": 4}
+            values = [entry[key] for entry in history]
+            (drawn,) = axes.plot(epochs, values, label=_line(run, 40), **style)
             if key == "miou" and "miou_val" in history[-1]:
-                epochs, values = zip(*((e["epoch"], e["miou_val"]) for e in history), strict=True)
-                axes.plot(epochs, values, color=_hex(colour), linestyle=":", linewidth=2)
+                values = [entry["miou_val"] for entry in history]
+                axes.plot(epochs, values, color=drawn.get_color(), linestyle=":", linewidth=2)
         axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid()

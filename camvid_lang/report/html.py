@@ -7,7 +7,6 @@ settings) is escaped by Jinja. The text of the page is in `report.html.j2`.
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -55,14 +54,16 @@ def report_runs(
             experiment.
     """
     found: dict[str, Path] = {}
+    results: dict[str, dict] = {}
     for run in [run for folder in folders for run in _runs(Path(folder))]:
-        name = read_results(run / "results.json")["experiment"]
+        result = read_results(run / "results.json")
+        name = result["experiment"]
         if name in found:
             raise InputError(f"{found[name]} and {run} are both runs of {name!r}; give one of them")
-        found[name] = run
+        found[name], results[name] = run, result
     # The thesis's experiments in its order, then the others.
     order = sorted(found, key=[*THESIS_ROWS, *found].index)
-    results = {name: read_results(found[name] / "results.json") for name in order}
+    results = {name: results[name] for name in order}
     frames = {name: read_figures(found[name] / "figures.npz") for name in order}
     words = {name: read_vocabulary(found[name] / VOCABULARY) for name in order}
     for name in order:  # of other frames than the scores
@@ -121,7 +122,8 @@ def _page(
         tables=tables.tables(results)[: None if len(runs) > 1 else 1],
         words=tables.word_tables(words, results),
         asked=asked,
-        thesis={} if camvid else THESIS_ROWS,
+        comparable=bool(camvid),
+        thesis=THESIS_ROWS,
         charts={
             "miou": len(runs) > 1
             and figures.miou_bars(miou, {name: row["miou"] for name, row in published.items()}),
@@ -138,7 +140,7 @@ def _page(
         legend=figures.CAMVID_LEGEND,
         best=best,
         architecture=_architecture(results.get(best)),
-        iou_venn=figures.iou_venn()._repr_svg_(),
+        iou_venn=figures.Drawing("iou")._repr_svg_(),
         absent_class_rule=ABSENT_CLASS_RULE,
         runs=runs,
         dash=tables.DASH,
@@ -160,33 +162,30 @@ def _architecture(result: Mapping | None) -> str:
     return figures.architecture(model, result if known else None)._repr_svg_()
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """One run's prediction for a frame, or the label: data URIs; None where a run has none."""
-
-    name: str
-    classes: str | None
-    errors: str | None = None  # transparent where right
-
-
-def _frames(runs: Mapping[str, FigureData]) -> dict[str, tuple[str, list[_Shown]]]:
-    """The first few frames: name -> (image as a data URI, label and predictions)."""
-    found: dict[str, tuple[str, list[_Shown]]] = {}
-    for name in list(dict.fromkeys(name for data in runs.values() for name in data.names))[:FRAMES]:
-        shown = []
-        for run, data in runs.items():
-            if name not in data.names:
-                shown.append(_Shown(run, None))
-                continue
-            index = data.names.index(name)
-            image, label, guess = data.images[index], data.labels[index], data.predictions[index]
-            errors = np.where(label == VOID, 2, label != guess).astype(np.uint8)
-            shown.append(_Shown(run, _image(guess), _image(errors, ERRORS)))
-        found[name] = (_image(np.moveaxis(image, 0, -1)), [_Shown("label", _image(label)), *shown])
-    return found
-
-
 ERRORS = ((255, 255, 255), figures.OKABE_ITO[3], (0, 0, 0))  # right, wrong, void
+
+
+def _frames(runs: Mapping[str, FigureData]) -> dict[str, tuple[str, list[dict]]]:
+    """The first few frames: name -> (image as a data URI, label and predictions).
+
+    Of label and predictions: name, classes and errors (transparent where right) as data URIs, None
+    for a run that lacks the frame.
+    """
+    found: dict[str, tuple[str, list[dict]]] = {}
+    for name in list(dict.fromkeys(name for data in runs.values() for name in data.names))[:FRAMES]:
+        holder = next(data for data in runs.values() if name in data.names)
+        index = holder.names.index(name)
+        image, label = holder.images[index], holder.labels[index]
+        shown = [{"name": "label", "classes": _image(label), "errors": None}]
+        for run, data in runs.items():
+            shown.append({"name": run, "classes": None, "errors": None})
+            # Another data set may have a frame of this name.
+            if name in data.names and np.array_equal(data.labels[data.names.index(name)], label):
+                guess = data.predictions[data.names.index(name)]
+                errors = np.where(label == VOID, 2, label != guess).astype(np.uint8)
+                shown[-1] |= {"classes": _image(guess), "errors": _image(errors, ERRORS)}
+        found[name] = (_image(np.moveaxis(image, 0, -1)), shown)
+    return found
 
 
 def _image(pixels: np.ndarray, colours: Sequence[figures.Colour] = PALETTE) -> str:

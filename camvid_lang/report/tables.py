@@ -23,9 +23,9 @@ Results = Mapping[str, Mapping]
 def is_camvid(result: Mapping) -> bool:
     """Whether a result is of all 233 test frames of CamVid, trained on no other frames than its."""
     data, settings = result["data"], result["settings"]
-    splits = settings.get("test_split", "test"), settings.get("train_split") == "test"
+    tested_on, trained_on = settings.get("test_split", "test"), settings.get("train_split")
     whole = data["name"].lower() == "camvid" and data["complete"] is True
-    return whole and splits == ("test", False) and not data.get("also")
+    return whole and tested_on == "test" and trained_on != "test" and not data.get("also")
 
 
 def _is_thesis_encoder(result: Mapping) -> bool:
@@ -129,7 +129,9 @@ def tables(results: Results) -> list[Table]:
     def cells(name: str, *keys: str) -> list[float | None]:
         measured, published = results.get(name), THESIS_ROWS[name]
         for key in keys:
-            measured, published = measured and measured[key], published[key]
+            published = published[key]
+            if measured is not None:
+                measured = measured[key]
         difference = None
         if None not in (measured, published) and is_camvid(results[name]):
             # Of the values as shown, so that a reader's own subtraction agrees.
