@@ -5,7 +5,7 @@ summed before anything is divided, per-frame scores are never averaged. `ABSENT_
 how absent classes count.
 """
 
-import re
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -176,7 +176,8 @@ def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> 
         ((found == label).sum() / (label != VOID).sum()).item()
         for found, label in _predictions(model, frames, batch_size=1)
     ]
-    ranked = sorted((i for i, s in enumerate(shares) if s <= 1), key=shares.__getitem__)
+    labelled = (i for i, share in enumerate(shares) if not math.isnan(share))
+    ranked = sorted(labelled, key=shares.__getitem__)
     best = ranked[::-1][:count]
     return [*best, *[i for i in ranked[:count] if i not in best][::-1]]
 
@@ -296,37 +297,39 @@ def score(
     if ids_of not in IDS_OF:
         raise InputError(f"ids_of {ids_of!r}: choose {', '.join(IDS_OF)}")
     given = LabelIds(void, first_id, unknown_void).check()
-    options = [given if ids_of in (own, "both") else PLAIN for own in ("predictions", "labels")]
+    how_predicted = PLAIN if ids_of == "labels" else given
+    how_labelled = PLAIN if ids_of == "predictions" else given
     problems: list[str] = []
-    folders = [image_files(Path(f), (".png",), problems) for f in (predictions, labels)]
+    predicted = image_files(Path(predictions), (".png",), problems)
+    labelled = image_files(Path(labels), (".png",), problems)
     raise_problems(problems)
-    for name in [*folders[0]]:  # `segment` writes these as well
-        also = re.fullmatch(r"(.+)_overlay", name, re.DOTALL)
-        if also and also[1] in folders[0] and name not in folders[1]:
-            del folders[0][name]
-    if alone := sorted(folders[0].keys() ^ folders[1].keys()):
+    overlays = {f"{name}_overlay" for name in predicted} - labelled.keys()  # by `segment`
+    predicted = {name: path for name, path in predicted.items() if name not in overlays}
+    if alone := sorted(predicted.keys() ^ labelled.keys()):
         named = ", ".join(f"{name}.png" for name in alone[:5])
         raise InputError(
             f"{len(alone)} file(s) in only one of {predictions} and {labels} (first: {named}): "
             "add their counterparts or remove them"
         )
 
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for name, file in folders[0].items():
-            own = _named_ids(file)  # which no options hold for
-            read = [own or read_label(file, options[0]), read_label(folders[1][name], options[1])]
-            pair = [torch.from_numpy(ids) for ids, _ in read]
-            unknown.extend(count for _, count in read)
-            if pair[0].shape != pair[1].shape:
-                own, its = ("x".join(map(str, x.shape[::-1])) for x in pair)
-                raise InputError(f"{file} is {own} but its label is {its}: resize it to that")
-            yield pair[0], pair[1]
+    unknown = 0
 
-    unknown: list[int] = []
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal unknown
+        for name, file in predicted.items():
+            # What `segment` wrote names its classes, whatever the options.
+            ids, unknown_ids = _named_ids(file) or read_label(file, how_predicted)
+            label, unknown_labels = read_label(labelled[name], how_labelled)
+            unknown += unknown_ids + unknown_labels
+            if ids.shape != label.shape:
+                size, expected = ("x".join(map(str, x.shape[::-1])) for x in (ids, label))
+                raise InputError(f"{file} is {size} but its label is {expected}: resize it to that")
+            yield torch.from_numpy(ids), torch.from_numpy(label)
+
     confusion = confusion_matrix(pairs())
     found = scores(confusion)
-    if any(unknown):
-        warnings.warn(UNKNOWN_NOTE.format(sum(unknown)), stacklevel=2)
+    if unknown:
+        warnings.warn(UNKNOWN_NOTE.format(unknown), stacklevel=2)
     if hint := _shift_hint(confusion, found["miou"] or 0):
         warnings.warn(hint, stacklevel=2)
     return found

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +40,8 @@ def read_results(path: str | Path) -> dict:
         results = json.loads(path.read_bytes())  # of UTF-8, -16 or -32, with or without a mark
         parts = [(results, KEYS)] + [(results[key], inner) for key, inner in INNER_KEYS.items()]
         parts += [(entry, HISTORY_KEYS) for entry in results["history"]]
-        [part[key] for part, keys in parts for key in keys]
+        for part, keys in parts:
+            _need(part, keys)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: the run is not finished; start it again") from error
     except KeyError as error:
@@ -48,6 +49,15 @@ def read_results(path: str | Path) -> dict:
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
     return results
+
+
+def _need(part: Mapping, keys: Iterable[str]) -> None:
+    """`KeyError` for a missing key, `TypeError` for what is no mapping."""
+    if not isinstance(part, Mapping):
+        raise TypeError(f"a mapping is needed, not {part!r:.40}")
+    for key in keys:
+        if key not in part:
+            raise KeyError(key)
 
 
 def read_vocabulary(path: str | Path) -> dict | None:
@@ -58,12 +68,15 @@ def read_vocabulary(path: str | Path) -> dict | None:
     """
     try:
         found = json.loads(Path(path).read_bytes())
+        _need(found, ("digest", "test_frames", "held_out"))
+        _need(found["wordings"], ("own",))
         for row in found["wordings"].values():
-            _ = row["reason"], row["trained"]
-            _ = [row[way][key] for way in ("anchored", "cosine") for key in ("miou", "iou")]
-            _ = row["anchored"]["iou"].keys()
-        _ = found["wordings"]["own"], found["digest"], found["test_frames"]
-        _ = [means["harmonic"] for means in found["held_out_scores"].values()], found["held_out"]
+            _need(row, ("reason", "trained"))
+            for way in ("anchored", "cosine"):
+                _need(row[way], ("miou", "iou"))
+                _need(row[way]["iou"], ())
+        for means in found["held_out_scores"].values():
+            _need(means, ("seen", "unseen", "harmonic"))
     except FileNotFoundError:
         return None
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:

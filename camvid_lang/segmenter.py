@@ -360,7 +360,8 @@ class Segmenter:
                 f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its "
                 "text, frozen; choose a run of frozen-* or adapter-*, or another compare"
             )
-        names += [NONE_OF_THESE] * bool(how.none_below)
+        if how.none_below:
+            names.append(NONE_OF_THESE)
         return names, self._embed([*prompts.values()])
 
     def _embed(self, groups: Sequence[Sequence[str]]) -> Tensor:

@@ -194,8 +194,9 @@ def _from_colours(path: Path, image: Image.Image, options: LabelIds) -> tuple[np
         raise InputError(f"{path}: some indices are not in the palette; {AS_GREY}")
     hues = {colour for colour in {*used, *palette} if len({*colour}) > 1}
     if all(len({*colour}) == 1 for colour in used):
-        black_alone = not hues and used == {(0, 0, 0)}
-        shades = {red for red, _, _ in (palette or used if black_alone else used)}
+        shades = {red for red, _, _ in used}
+        if shades == {0} and palette and not hues:  # the other entries show what black means
+            shades = {red for red, _, _ in palette}
         if shades - {0, SKY}:
             return _from_grey(path, np.array(rgb.getchannel(0)), options)
         if shades == {0} and not hues:

@@ -47,7 +47,7 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
             f"{FOLDER}FOLDER or {HUB}ORG/NAME"
         )
     if weights == "random":
-        with _explained(f"encoder {name} cannot be read"):
+        with _hub_errors(f"encoder {name} cannot be read"):
             return open_clip.create_model(name, load_weights=False).eval()
     source = resolve_weights(name, weights)
     files, packed = weight_files(name, source), name.startswith((FOLDER, HUB))
@@ -57,7 +57,7 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
             f"weights '{source}' are neither a file nor a tag of {name} (has: {tags}); for a "
             f"folder in open_clip's format set encoder to {FOLDER}FOLDER"
         )
-    with _explained(f"weights {source} of {name} cannot be loaded"):
+    with _hub_errors(f"weights {source} of {name} cannot be loaded"):
         if packed:
             model = open_clip.create_model(name)
         elif files:
@@ -105,7 +105,7 @@ def weight_files(name: str, source: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _explained(problem: str) -> Iterator[None]:
+def _hub_errors(problem: str) -> Iterator[None]:
     """Report any error as one `InputError`; what open_clip logs on the way to it is dropped."""
     root = logging.getLogger()  # open_clip's; a filter does not hold for other loggers
 
@@ -238,7 +238,7 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
     file = Path(weights)
     if weights not in ("", "random") and not file.is_file():
         raise InputError(f"weights file {weights} is missing: set weights to a file")
-    with _explained(f"weights {weights or 'of ImageNet'} of {RESNET18} cannot be loaded"):
+    with _hub_errors(f"weights {weights or 'of ImageNet'} of {RESNET18} cannot be loaded"):
         network = timm.create_model(RESNET18, pretrained=not weights)
         network.reset_classifier(0)
         if file.is_file():

@@ -38,8 +38,10 @@ def onnx_graph(
         raise InputError(
             f'ONNX needs {error.name}: python -m pip install "camvid-lang[onnx]"'
         ) from error
-    arguments = (torch.zeros(2, 3, 96, 128, dtype=torch.uint8), *[text] * text_input)
-    shapes = {"image": {0: "N", 2: "H", 3: "W"}, **({"text": {0: "K"}} if text_input else {})}
+    arguments = (torch.zeros(2, 3, 96, 128, dtype=torch.uint8),)
+    shapes = {"image": {0: "N", 2: "H", 3: "W"}}
+    if text_input:
+        arguments, shapes = (*arguments, text), {**shapes, "text": {0: "K"}}
     sizes = {key: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for key, axes in shapes.items()}
     graph = _Graph(model, None if text_input else text, words).eval()
     # torch.onnx.export would trace with deferred assertions, in which torch 2.14 cannot write
