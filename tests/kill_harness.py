@@ -1,6 +1,6 @@
 """Kills real training processes with SIGKILL at random moments and restarts them until done.
 
-    python tests/kill_harness.py --kills 200
+    python -m pytest -k killed_anywhere --kills 200
 
 Each process is killed after a random time, or while it writes, renames or mirrors a checkpoint;
 these moments are prolonged a little so that kills hit them. After each kill the kept checkpoints
@@ -9,13 +9,11 @@ the weights of a run that was never interrupted. Processes are forked from a ser
 loaded, which saves seconds each.
 """
 
-import argparse
 import multiprocessing
 import os
 import random
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -160,24 +158,3 @@ def equal(a: object, b: object) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
     return a == b
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as work:
-        harness = Harness(Path(work), args.seed)
-        harness.until(args.kills)
-    seconds = time.monotonic() - started
-    print(f"{harness.kills.total()} kills of {harness.processes} processes in {seconds:.0f} s:")
-    print(f"{dict(harness.kills)}; {harness.finished} finished runs have the expected weights")
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    import kill_harness
-
-    kill_harness.main()  # under this name, so that forked processes find it

@@ -10,7 +10,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import write_dataset, write_manifest
+from conftest import write_manifest
 from PIL import Image
 
 import camvid_lang
@@ -118,37 +118,6 @@ def test_every_experiment_runs_on_the_smoke_profile(name, finished, tmp_path):
     assert json.loads((tmp_path / name / "results.json").read_text())["experiment"] == name
 
 
-def test_a_finished_run_is_of_the_content_of_its_data(finished, tmp_path, error_of, capsys):
-    data, run = tmp_path / "data", tmp_path / "run"
-    copies = (finished / "data", data), (finished / "swiftnet", run)
-    for source, target in copies:
-        shutil.copytree(source, target)
-    assert smoke("swiftnet", data, run) == 0
-    assert "finished before" in capsys.readouterr().out
-    arguments = ("run", "swiftnet", "--data", data, "--out", run, "--profile", "smoke")
-
-    def corrected(folder):
-        path = next((data / folder).iterdir())
-        ids = np.array(Image.open(path))
-        ids[9, 9] = (ids[9, 9] + 1) % 12
-        Image.fromarray(ids).save(path)
-
-    def halved():
-        for path in data.glob("*/*.png"):
-            Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
-
-    for change, splits in (
-        (lambda: corrected("testannot"), ["test"]),
-        (lambda: corrected("trainannot"), ["test", "training"]),
-        (halved, ["test", "training"]),
-    ):
-        change()
-        error = error_of(*arguments)
-        assert all(f"the {split} frames differ from those of data" in error for split in splits)
-    (run / "results.json").unlink()  # as if it were not finished
-    assert "the training frames differ" in error_of(*arguments)
-
-
 def test_a_run_notes_how_its_data_differ_from_camvid(tmp_path, tiny_dataset, monkeypatch, capsys):
     write_manifest(tiny_dataset, tmp_path / "manifest")
     monkeypatch.setattr(camvid, "MANIFEST", tmp_path / "manifest")
@@ -166,23 +135,6 @@ def test_a_run_notes_how_its_data_differ_from_camvid(tmp_path, tiny_dataset, mon
     assert f"{start}3 labels shifted by one (void is 0; they are read as such), such" in output.out
     assert "1 images that differ, such as train/train_000" in output.out
     assert "warning" not in output.err
-
-
-def test_another_run_in_the_folder_is_refused_and_nothing_lost(finished, error_of, tmp_path):
-    def content():
-        paths = (finished / "frozen-names").rglob("*")
-        return {path: path.read_bytes() for path in paths if path.is_file()}
-
-    before = content()
-    other = write_dataset(tmp_path / "other", train=7)
-    end = ("--out", finished / "frozen-names", "--profile", "smoke")
-    for name, data, more, message in (
-        ("adapter-names", finished / "data", (), "frozen-names"),
-        ("frozen-names", finished / "data", ("--set", "lr=0.1"), "lr"),
-        ("frozen-names", other, (), "data"),
-    ):
-        assert message in error_of("run", name, "--data", data, *end, *more)
-    assert content() == before
 
 
 @pytest.mark.parametrize(
@@ -204,22 +156,6 @@ def test_bad_arguments_of_a_run_are_one_line(arguments, message, finished, tmp_p
     name, *rest = arguments
     common = ("--data", finished / "data", "--out", tmp_path / "out", "--profile", "smoke")
     assert message in error_of("run", name, *common, *rest)
-
-
-def test_bad_data_is_one_line(tiny_dataset, tmp_path, error_of, capsys):
-    def first(folder):
-        return next((tiny_dataset / folder).glob("*.png"))
-
-    for damage in (
-        lambda: first("trainannot").unlink(),
-        lambda: first("test").write_bytes(first("test").read_bytes()[:100]),
-        lambda: shutil.rmtree(tiny_dataset / "val"),
-    ):
-        damage()
-        run = ("run", "adapter-names", "--data", tiny_dataset, "--out", tmp_path / "run")
-        assert str(tiny_dataset) in error_of(*run, "--profile", "smoke", "--set", "limit=0")
-        assert not (tmp_path / "run" / "results.json").exists()
-        assert str(tiny_dataset) in error_of("data", "verify", tiny_dataset)
 
 
 # segment
@@ -244,14 +180,6 @@ def test_segment_any_words(finished, frame, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].endswith("the open sky")
     assert len(lines) == 3 + len(stems)
-
-
-@pytest.mark.parametrize("run", ["frozen-names", "swiftnet"])
-def test_segment_into_the_runs_own_classes(run, finished, frame, tmp_path, capsys):
-    arguments = ["segment", frame, "--run", finished / run, "--out", tmp_path]
-    assert main(list(map(str, arguments))) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[:11]] == list(CLASSES)
 
 
 def test_segment_writes_probabilities_and_legends_that_score_skips(finished, tmp_path, capsys):
@@ -355,17 +283,6 @@ def test_score_takes_what_segment_wrote(finished, tmp_path, capsys, error_of):
     assert "was segmented into 'a': leave out --classes" in error
     (tmp_path / "own" / "stray_overlay.png").write_bytes(b"")
     assert "stray_overlay.png" in error_of("score", tmp_path / "own", data / "testannot")
-
-
-def test_segment_reads_classes_from_a_file_and_warns_of_one(finished, frame, tmp_path, capsys):
-    (tmp_path / "words.txt").write_bytes('"a wide, empty road"\r\n路\r\n'.encode())
-    command = ["segment", str(frame), "--run", str(finished / "frozen-names"), "--out"]
-    command += [str(tmp_path / "out"), "--classes"]
-    assert main([*command, str(tmp_path / "words.txt")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(maxsplit=2)[2] for line in lines[:2]] == ["a wide, empty road", "路"]
-    assert main([*command, "road; car"]) == 0
-    assert "warning: every pixel is 'road; car': give more than" in capsys.readouterr().err
 
 
 def test_segment_needs_a_run(frame, tmp_path, error_of):

@@ -135,11 +135,6 @@ def test_what_is_the_release_is_plain_camvid(
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
-def test_all_32_colours_and_ids_are_in_the_copies() -> None:
-    label = np.arange(12, dtype=np.uint8).repeat(500).reshape(60, 100)
-    assert set(of_32(label, 0).flat) == set(range(32))
-
-
 # Sizes
 
 
@@ -410,18 +405,3 @@ def test_ids_from_one_become_those_of_the_package(
         source = copy_of(layout, tmp_path / "in", tmp_path / layout)
         assert main(["data", "convert", str(source), str(tmp_path / "x"), "--first-id=1"]) == 1
         assert "--void and --first-id are for ids in trainannot/" in capsys.readouterr().err
-
-
-def test_unknown_ids_can_be_void(
-    drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    path = next(drawn().glob("trainannot/*.png"))
-    label = np.array(Image.open(path))
-    label[3, 4:6] = 77
-    Image.fromarray(label).save(path)
-    command = ["data", "convert", str(tmp_path / "in"), str(tmp_path / "out")]
-    assert main(command) == 1
-    assert f"{path}: id 77 is not in 0..11" in capsys.readouterr().err
-    assert main([*command, "--unknown-void"]) == 0
-    assert "2 pixels of unknown ids or colours are taken as void" in capsys.readouterr().err
-    assert read_label(tmp_path / "out" / "trainannot" / path.name)[0][3, 4:6].tolist() == [VOID] * 2

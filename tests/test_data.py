@@ -597,27 +597,3 @@ def test_changed_labels_of_the_real_camvid_are_named(own_camvid: Path, capsys) -
     assert verify(own_camvid).differences == {"labels that differ": ["valannot/0016E5_07959"]}
     assert main(["data", "verify", str(own_camvid)]) == 1
     assert "1 labels that differ, such as valannot/0016E5_07959\n" in capsys.readouterr().out
-
-
-@pytest.mark.camvid
-@pytest.mark.slow(10)
-def test_shifted_labels_and_halved_frames_of_the_real_camvid(
-    camvid: Path, own_camvid: Path
-) -> None:
-    frames = load_camvid(camvid, "val")
-    for path in own_camvid.glob("*annot/*.png"):
-        shift(path)
-    assert [len(names) for names in verify(own_camvid).differences.values()] == [701]
-    with pytest.warns(UserWarning, match="101 labels count ids from 1 with 0 = void"):
-        assert load_camvid(own_camvid, "val").digest == frames.digest
-    halved = own_camvid.with_name("halved")
-    for kind, mode, end in (("", Image.Resampling.BOX, "jpg"), ("annot", 0, "png")):
-        (halved / f"val{kind}").mkdir(parents=True)
-        for path in (camvid / f"val{kind}").iterdir():
-            image = Image.open(path).resize((240, 180), mode)
-            image.save(halved / f"val{kind}" / f"{path.stem}.{end}")
-        for split in ("train", "test"):
-            (halved / f"{split}{kind}").symlink_to(halved / f"val{kind}")
-    found = verify(halved).differences
-    assert len(found["images of another size (240x180, not 480x360)"]) == 101
-    assert len(found["labels of another size (240x180, not 480x360)"]) == 101

@@ -210,16 +210,6 @@ def test_hostile_tars_are_refused(kind, release, root, tmp_path) -> None:
     assert not root.exists()
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-def test_local_tar(mode, release, root, tmp_path) -> None:
-    path = tmp_path / "camvid.any"
-    with tarfile.open(path, mode) as archive:
-        archive.add(release, "CamVid")
-    download_camvid(root, path)
-    assert_whole(root, release)
-    assert path.exists()
-
-
 def test_local_folder_in_another_lossless_format(release, root, tmp_path) -> None:
     copy = tmp_path / "deep" / "down" / "CamVid"
     shutil.copytree(release, copy)

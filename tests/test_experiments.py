@@ -15,22 +15,11 @@ from camvid_lang.experiments import (
     learning_rate_factor,
     restore,
 )
-
-NINE = [
-    "bilinear-names",
-    "bilinear-descriptions",
-    "adapter-names",
-    "adapter-descriptions",
-    "frozen-names",
-    "frozen-descriptions",
-    "full-descriptions",
-    "full-narrow-descriptions",
-    "swiftnet",
-]
+from camvid_lang.report.thesis import THESIS_ROWS
 
 
 def test_one_entry_per_row_of_the_thesis():
-    assert list(EXPERIMENTS) == [*NINE, "full-names", "held-out", "swiftnet-best", "best"]
+    assert list(EXPERIMENTS) == [*THESIS_ROWS, "full-names", "held-out", "swiftnet-best", "best"]
     assert all(entry.name == name for name, entry in EXPERIMENTS.items())
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import unicodedata
 
 import numpy as np
 import pytest
@@ -167,19 +166,6 @@ def test_score_counts_files_of_either_spelling_and_ignores_pipes(tmp_path):
     Image.fromarray(full(1)).save(tmp_path / "labels" / "1.Pz.png")  # sorted between the two
     with pytest.raises(InputError, match=r"1\.png: same name as 1\.PNG"):
         score(predictions, labels)
-
-
-def test_score_matches_one_name_in_two_unicode_forms(tmp_path):
-    for folder, form in (("predicted", "NFD"), ("labels", "NFC")):
-        (tmp_path / folder).mkdir()
-        name = unicodedata.normalize(form, "façade.png")
-        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / folder / name)
-        (tmp_path / folder / "._façade.png").write_bytes(b"\0")
-        (tmp_path / folder / "Thumbs.db").write_bytes(b"\0")
-    assert score(tmp_path / "predicted", tmp_path / "labels")["accuracy"] == 100
-    Image.new("L", (4, 4)).save(tmp_path / "labels" / unicodedata.normalize("NFD", "façade.png"))
-    with pytest.raises(InputError, match=r"same name as .*; keep one"):
-        score(tmp_path / "predicted", tmp_path / "labels")
 
 
 def test_score_refuses_what_does_not_match(tmp_path):

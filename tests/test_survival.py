@@ -178,6 +178,8 @@ def test_a_finished_run_is_read_and_another_refused(tiny_dataset, make_dataset, 
     for folder in ("train", "trainannot"):
         shutil.copytree(same_names / folder, tmp_path / "mixed" / folder, dirs_exist_ok=True)
     changed_lr = experiment(epochs=1, lr=0.1)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    before = [path.read_bytes() for path in files]
     for changed, data, message in (
         (changed_lr, tiny_dataset, r"lr was 0\.0004, now 0\.1\): undo the change, .*--fresh"),
         (experiment(epochs=1, text_set="descriptions"), tiny_dataset, "the prompts differ"),
@@ -187,6 +189,7 @@ def test_a_finished_run_is_read_and_another_refused(tiny_dataset, make_dataset, 
     ):
         with pytest.raises(InputError, match=message):
             run(changed, data, out)
+    assert [path.read_bytes() for path in files] == before
     assert run(changed_lr, tiny_dataset, out, fresh=True)["settings"]["lr"] == 0.1
 
 

@@ -428,14 +428,6 @@ def test_whole_frames_are_trained_on_with_crop_0(tiny_dataset, tmp_path, monkeyp
     assert shapes == {((96, 128), (96, 128))}
 
 
-def test_void_pixels_do_not_count():
-    scores, labels = torch.randn(2, 11, 4, 4), torch.randint(11, (2, 4, 4))
-    labels[:, 2:] = VOID
-    half = segmentation_loss(scores[:, :, :2], labels[:, :2], 0.1)
-    torch.testing.assert_close(segmentation_loss(scores, labels, 0.1), half)
-    assert segmentation_loss(scores, torch.full_like(labels, VOID), 0.1) == 0
-
-
 def test_devices(monkeypatch):
     assert pick_device("cpu") == CPU
     for name in ("tpu9", "meta"):

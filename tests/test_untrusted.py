@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from camvid_lang.cli import main
 from camvid_lang.data.camvid import read_image, read_label
 from camvid_lang.errors import InputError
-from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure, restore
+from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure
 from camvid_lang.models.encoder import ASSETS, TINY, load_clip
 from camvid_lang.models.text import TextBank, class_prompts, parse_classes
 from camvid_lang.segmenter import load, read_rgb
@@ -136,10 +136,10 @@ def test_damaged_images(sample, steps, tmp_path_factory):
 )
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_any_array(shape, kind, value):
-    with result_or_input_error(), contextlib.suppress(OverflowError, ValueError):
-        array = np.zeros(shape, "M8[s]" if kind == "M" else kind)
-        with contextlib.suppress(OverflowError, ValueError, TypeError):
-            array = np.full(shape, value).astype(array.dtype)
+    array = np.zeros(shape, "M8[s]" if kind == "M" else kind)
+    with contextlib.suppress(OverflowError, ValueError, TypeError):  # the value does not fit
+        array = np.full(shape, value).astype(array.dtype)
+    with result_or_input_error():
         image = read_rgb(array)
         assert image.shape == (*shape[:2], 3)
 
@@ -214,17 +214,6 @@ def test_any_setting(name, profile, key, value):
     if key not in ("name", "profile"):
         with result_or_input_error():
             assert isinstance(configure(name, profile, **{key: value}), Experiment)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("encoder", []), ("train_encoder", "yes"), ("epochs", 1.5), ("width", -1), ("new", 1)],
-)
-def test_settings_that_no_run_writes_are_refused(key, value):
-    experiment = configure("frozen-names", "smoke")
-    assert restore(experiment.settings()) == experiment
-    with pytest.raises(InputError, match=key):
-        restore({**experiment.settings(), key: value})
 
 
 # Text banks and weights
