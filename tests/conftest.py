@@ -4,7 +4,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,14 @@ from camvid_lang.data.camvid import pixels
 REPO = Path(__file__).resolve().parent.parent
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often training is killed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Fast tests first; then what is marked slow, by its seconds if given, the longest first."""
 
-    def seconds(item: pytest.Item) -> float:
+    def seconds(item):
         marker = item.get_closest_marker("slow")
         return 0 if marker is None else 1 / sum(marker.args, start=1)
 
@@ -31,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def camvid() -> Path:
+def camvid():
     """The real CamVid; the test is skipped where it is absent."""
     given = os.environ.get("CAMVID_DIR")
     root = Path(given) if given else REPO.parent / "shared" / "camvid"
@@ -40,7 +39,7 @@ def camvid() -> Path:
     return root
 
 
-def _weights(name: str) -> Path:
+def _weights(name):
     """A file of third-party weights, which the repository does not carry."""
     given = os.environ.get("CAMVID_WEIGHTS_DIR")
     path = (Path(given) if given else REPO.parent / "shared" / "weights") / name
@@ -50,19 +49,19 @@ def _weights(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def resnet18_weights() -> Path:
+def resnet18_weights():
     """ImageNet weights of ResNet-18; the test is skipped where they are absent."""
     return _weights("resnet18_imagenet1k_v1.safetensors")
 
 
 @pytest.fixture(scope="session")
-def clip_text_bank() -> Path:
+def clip_text_bank():
     """Phrases embedded by the real CLIP ViT-B/16; the test is skipped where they are absent."""
     return _weights("clip_vit_b16_text.npz")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory):
+def own_cache(tmp_path_factory):
     """Nothing is read from, or left in, the user's caches; no hub is asked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -70,15 +69,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-def write_dataset(
-    root: Path,
-    train: int = 6,
-    val: int = 2,
-    test: int = 3,
-    size: tuple[int, int] = (96, 128),
-    suffix: str = ".png",
-    seed: int = 0,
-) -> Path:
+def write_dataset(root, train=6, val=2, test=3, size=(96, 128), suffix=".png", seed=0):
     """A small valid data set of random images; every label holds all ids 0..11."""
     random = np.random.default_rng(seed)
     height, width = size
@@ -98,30 +89,30 @@ def write_dataset(
     return root
 
 
-def write_manifest(root: Path, path: Path) -> None:
+def write_manifest(root, path):
     """A manifest of the pixels of a data set, as the package has of CamVid."""
     keys = {f"{file.parent.name}/{file.stem}": pixels(file).digest for file in root.glob("*/*.*")}
     path.write_text("".join(f"{digest}  {key}\n" for key, digest in sorted(keys.items())))
 
 
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+def make_dataset(tmp_path):
     """`make_dataset(name="data", **options)`: a new small data set, options as above."""
 
-    def make(name: str = "data", **options: object) -> Path:
+    def make(name="data", **options):
         return write_dataset(tmp_path / name, **options)
 
     return make
 
 
 @pytest.fixture
-def tiny_dataset(make_dataset: Callable[..., Path]) -> Path:
+def tiny_dataset(make_dataset):
     """A new data set of 6 train, 2 val and 3 test frames of 96x128."""
     return make_dataset()
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     """A folder of a data set `data` and finished smoke runs `frozen-names` and `swiftnet`."""
     from camvid_lang.experiments import configure
     from camvid_lang.run import run

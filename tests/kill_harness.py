@@ -17,8 +17,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -34,7 +32,7 @@ MOMENTS = ("writing", "renaming", "mirroring")
 PROLONGED = 0.003  # seconds before and after each watched call
 
 
-def train(data: Path, out: Path, copy: Path | None, pipe: Connection, log: Path) -> None:
+def train(data, out, copy, pipe, log):
     """The process that is killed; reports through the pipe what it is doing."""
     with open(log, "wb") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
@@ -42,7 +40,7 @@ def train(data: Path, out: Path, copy: Path | None, pipe: Connection, log: Path)
     tqdm.set_lock(threading.RLock())  # the default is shared between processes
     torch.set_num_threads(1)
 
-    def watch(owner: object, name: str, doing: str) -> None:
+    def watch(owner, name, doing):
         original = getattr(owner, name)
 
         def watched(*args, **kwargs):
@@ -71,7 +69,7 @@ def train(data: Path, out: Path, copy: Path | None, pipe: Connection, log: Path)
 class Harness:
     """See the module; `kills` counts by what the process was doing."""
 
-    def __init__(self, work: Path, seed: int):
+    def __init__(self, work, seed):
         self.work, self.random, self.kills = work, random.Random(seed), Counter()
         self.data, self.processes, self.finished = work / "scenes", 0, 0
         write_scenes(self.data, counts={"train": 6, "val": 2, "test": 2}, size=(64, 96))
@@ -81,7 +79,7 @@ class Harness:
         assert self.start(work / "whole", None, after=600, at=None), "the first run did not finish"
         self.expected = Checkpoints(work / "whole" / "checkpoints").newest()[1]
 
-    def until(self, kills: int) -> None:
+    def until(self, kills):
         """Run again and again until so many kills have been survived."""
         out, copy = self.work / "killed", self.work / "drive" / "killed"
         copy.parent.mkdir(exist_ok=True)
@@ -105,7 +103,7 @@ class Harness:
                     assert equal(state[part], self.expected[part]), f"{folder}: {part} differs"
             self.finished += 1
 
-    def start(self, out: Path, copy: Path | None, after: float, at: tuple[str, int] | None) -> bool:
+    def start(self, out, copy, after, at):
         """Kill after a time or at the n-th moment of a kind; True if it finished before."""
         self.processes += 1
         ours, theirs = self.context.Pipe(duplex=False)
@@ -140,7 +138,7 @@ class Harness:
         return "done" in latest
 
 
-def check(folder: Path, saved: int) -> None:
+def check(folder, saved):
     """The checkpoints kept are undamaged, and one is as new as what was reported as saved."""
     files = Checkpoints(folder).files()[-KEPT:]
     for path in (*files, *Checkpoints(folder).files("best")[-1:]):
@@ -149,7 +147,7 @@ def check(folder: Path, saved: int) -> None:
     assert newest >= saved, f"epoch {saved} was reported as saved, the newest is {newest}"
 
 
-def equal(a: object, b: object) -> bool:
+def equal(a, b):
     """Bit for bit, through nested dictionaries, lists and tensors."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,14 +24,14 @@ MEMBERS.append([NAMES.index("Void")])
 RELEASE = [key for key in data.read_manifest() if "annot/" not in key]
 
 
-def of_32(label: np.ndarray, seed: int) -> np.ndarray:
+def of_32(label, seed):
     """Ids 0..11 -> indices of `NAMES`: at each pixel any member of its group."""
     draw = np.random.default_rng(seed).integers(0, 60, label.shape)  # 60: no member is preferred
     table = np.array([[members[i % len(members)] for i in range(60)] for members in MEMBERS])
     return table[label, draw].astype(np.uint8)
 
 
-def copy_of(layout: str, source: Path, root: Path, names: Sequence[str] | None = None) -> Path:
+def copy_of(layout, source, root, names=None):
     """Write data in CamVid's layout as "Kaggle", "fastai" or "original" would have it."""
     pairs = [f"{s}/{p.stem}" for s in FOLDERS for p in sorted((source / s).glob("*.*"))]
     for seed, name in enumerate(names or pairs):
@@ -66,10 +64,10 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture
-def drawn(tmp_path: Path) -> Callable[..., Path]:
+def drawn(tmp_path):
     """`drawn(names, size, zoom)`: scenes in CamVid's layout; by default two of each split."""
 
-    def draw(names: Sequence[str] = (), size: tuple = (48, 64), zoom: int = 1, to: str = "in"):
+    def draw(names=(), size=(48, 64), zoom=1, to="in"):
         for seed, name in enumerate(names or two_of_each()):
             for folder, image in zip(("", "annot"), draw_scene(seed, size), strict=True):
                 path = tmp_path / to / f"{name.replace('/', f'{folder}/')}.png"
@@ -80,11 +78,11 @@ def drawn(tmp_path: Path) -> Callable[..., Path]:
     return draw
 
 
-def two_of_each() -> list[str]:
+def two_of_each():
     return [n for s in FOLDERS for n in [n for n in RELEASE if n.startswith(f"{s}/")][:2]]
 
 
-def contents(root: Path) -> dict[str, tuple]:
+def contents(root):
     """{"train/NAME" or "trainannot/NAME": shape and pixels} of a folder in CamVid's layout."""
     files = [path for path in root.rglob("*.*") if path.name != "dataset.json"]
     reader = {True: lambda path: read_label(path)[0], False: read_image}
@@ -92,7 +90,7 @@ def contents(root: Path) -> dict[str, tuple]:
     return {f"{p.parent.name}/{p.stem}": (a.shape, a.tobytes()) for p, a in read.items()}
 
 
-def listing(root: Path) -> dict[Path, bytes]:
+def listing(root):
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
@@ -100,7 +98,7 @@ def listing(root: Path) -> dict[Path, bytes]:
 
 
 @each_layout
-def test_a_copy_is_converted_back(layout: str, drawn: Callable, tmp_path: Path) -> None:
+def test_a_copy_is_converted_back(layout, drawn, tmp_path):
     source = copy_of(layout, drawn(), tmp_path / "copy")
     before = listing(source)
     report = convert(source, tmp_path / "out")
@@ -113,7 +111,7 @@ def test_a_copy_is_converted_back(layout: str, drawn: Callable, tmp_path: Path) 
 
 
 @each_layout
-def test_real_camvid_is_converted_back(layout: str, camvid: Path, tmp_path: Path) -> None:
+def test_real_camvid_is_converted_back(layout, camvid, tmp_path):
     names = RELEASE[::88]
     assert {name.split("/")[0] for name in names} == set(FOLDERS)
     report = convert(copy_of(layout, camvid, tmp_path / "copy", names), tmp_path / "out")
@@ -123,9 +121,7 @@ def test_real_camvid_is_converted_back(layout: str, camvid: Path, tmp_path: Path
 
 
 @each_layout
-def test_what_is_the_release_is_plain_camvid(
-    layout: str, drawn: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_the_release_is_plain_camvid(layout, drawn, tmp_path, monkeypatch):
     write_manifest(drawn(), tmp_path / "manifest")
     monkeypatch.setattr(data, "MANIFEST", tmp_path / "manifest")
     report = convert(copy_of(layout, drawn(zoom=2, to="big"), tmp_path / "copy"), tmp_path / "big2")
@@ -138,7 +134,7 @@ def test_what_is_the_release_is_plain_camvid(
 # Sizes
 
 
-def test_size_takes_nearest_labels_and_means_of_blocks(drawn: Callable, tmp_path: Path) -> None:
+def test_size_takes_nearest_labels_and_means_of_blocks(drawn, tmp_path):
     drawn(two_of_each()[::2], (360, 480))
     zoomed = drawn(two_of_each()[::2], (360, 480), zoom=2, to="big")  # 720x960, as the original
     source = copy_of("Kaggle", zoomed, tmp_path / "copy")
@@ -148,7 +144,7 @@ def test_size_takes_nearest_labels_and_means_of_blocks(drawn: Callable, tmp_path
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["name"].startswith("CamVid ")
 
 
-def test_size_of_another_factor_keeps_to_the_ids(drawn: Callable, tmp_path: Path) -> None:
+def test_size_of_another_factor_keeps_to_the_ids(drawn, tmp_path):
     source = copy_of("original", drawn(), tmp_path / "copy")
     for size in ("44x33", "80X60", "64x32"):
         out = tmp_path / size
@@ -160,7 +156,7 @@ def test_size_of_another_factor_keeps_to_the_ids(drawn: Callable, tmp_path: Path
 
 
 @pytest.mark.parametrize("size", ["480", "0x360", "480x360x3", "-480x360", "big", "1e3x10", ""])
-def test_a_wrong_size_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_size_is_refused(size, tmp_path, capsys):
     assert main(["data", "convert", str(tmp_path), str(tmp_path / "out"), f"--size={size}"]) == 1
     assert f"--size {size}: write it as WIDTHxHEIGHT" in capsys.readouterr().err
 
@@ -169,9 +165,7 @@ def test_a_wrong_size_is_refused(size: str, tmp_path: Path, capsys: pytest.Captu
 
 
 @each_layout
-def test_run_and_verify_name_the_command(
-    layout: str, drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_run_and_verify_name_the_command(layout, drawn, tmp_path, capsys):
     copy_of(layout, drawn(), tmp_path / "archive" / "CamVid")
     for folder in (tmp_path / "archive", tmp_path / "archive" / "CamVid"):
         run = ["run", "swiftnet", "--profile=smoke", "--data", str(folder), "--out=unused"]
@@ -187,7 +181,7 @@ def test_run_and_verify_name_the_command(
 
 @each_layout
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
-def test_an_archive_is_converted(layout: str, kind: str, drawn: Callable, tmp_path: Path) -> None:
+def test_an_archive_is_converted(layout, kind, drawn, tmp_path):
     copy_of(layout, drawn(), tmp_path / "copy" / "a" / "CamVid")
     (tmp_path / "copy" / "__MACOSX" / "CamVid" / "train_labels").mkdir(parents=True)
     archive = shutil.make_archive(str(tmp_path / "archive"), kind, tmp_path / "copy")
@@ -201,7 +195,7 @@ def test_an_archive_is_converted(layout: str, kind: str, drawn: Callable, tmp_pa
         convert(archive, tmp_path / "out2")
 
 
-def test_other_names_of_folders_and_labels(drawn: Callable, tmp_path: Path) -> None:
+def test_other_names_of_folders_and_labels(drawn, tmp_path):
     source = copy_of("original", drawn(), tmp_path / "copy")
     (source / "label_colors.txt").unlink()
     shutil.move(source / "LabeledApproved_full", source / "inner" / "masks")
@@ -216,7 +210,7 @@ def test_other_names_of_folders_and_labels(drawn: Callable, tmp_path: Path) -> N
     assert contents(tmp_path / "out2") == contents(tmp_path / "in")
 
 
-def test_codes_are_those_of_the_copy(drawn: Callable, tmp_path: Path) -> None:
+def test_codes_are_those_of_the_copy(drawn, tmp_path):
     source = copy_of("fastai", drawn(), tmp_path / "copy")
     (source / "codes.txt").write_text("\n".join(reversed(NAMES)) + "\n\n")
     for label in (source / "labels").iterdir():
@@ -228,9 +222,7 @@ def test_codes_are_those_of_the_copy(drawn: Callable, tmp_path: Path) -> None:
 # Splits
 
 
-def test_frames_without_a_place_in_segnets_split_are_counted(
-    drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_frames_without_a_place_in_segnets_split_are_counted(drawn, tmp_path, capsys):
     more = ["test/own_1", "test/own_2", "test/own_3"]
     source = copy_of("fastai", drawn([*two_of_each(), *more]), tmp_path / "copy")
     assert main(["data", "convert", str(source), str(tmp_path / "out")]) == 0
@@ -246,7 +238,7 @@ def test_frames_without_a_place_in_segnets_split_are_counted(
         convert(source, tmp_path / "out2")
 
 
-def test_kaggles_split_is_kept(drawn: Callable, tmp_path: Path) -> None:
+def test_kaggles_split_is_kept(drawn, tmp_path):
     moved = [name.replace("val/", "train/", 1) for name in two_of_each()]
     moved = [*moved[:3], moved[3].replace("train/", "val/"), "train/own_1", *moved[4:]]
     source = copy_of("Kaggle", drawn(moved), tmp_path / "copy")
@@ -259,9 +251,7 @@ def test_kaggles_split_is_kept(drawn: Callable, tmp_path: Path) -> None:
 
 
 @each_layout
-def test_all_defects_are_named_and_nothing_is_left(
-    layout: str, drawn: Callable, tmp_path: Path
-) -> None:
+def test_all_defects_are_named_and_nothing_is_left(layout, drawn, tmp_path):
     source = copy_of(layout, drawn(RELEASE[::80]), tmp_path / "copy")
     labels = sorted(source.rglob("*_[LP].png"))
     frames = [path for path in source.rglob("*.png") if path not in labels]
@@ -296,9 +286,7 @@ def test_all_defects_are_named_and_nothing_is_left(
 
 
 @each_layout
-def test_unknown_colours_can_be_void(
-    layout: str, drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_unknown_colours_can_be_void(layout, drawn, tmp_path, capsys):
     source = copy_of(layout, drawn(), tmp_path / "copy")
     labels = sorted(source.rglob("*_[LP].png"))
     for path, count in ((labels[2], 3), (labels[4], 1)):
@@ -327,9 +315,7 @@ def test_unknown_colours_can_be_void(
         ("fastai", "codes.txt", "Animal\nArchway", "is not one of the ids of codes.txt"),
     ],
 )
-def test_wrong_codes_and_colours_are_named(
-    layout: str, file: str, text: str, message: str, drawn: Callable, tmp_path: Path
-) -> None:
+def test_wrong_codes_and_colours_are_named(layout, file, text, message, drawn, tmp_path):
     source = copy_of(layout, drawn(), tmp_path / "copy")
     (source / file).write_text(text)
     with pytest.raises(InputError, match=message):
@@ -337,9 +323,7 @@ def test_wrong_codes_and_colours_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_places_that_are_refused(
-    drawn: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_places_that_are_refused(drawn, tmp_path, monkeypatch):
     source = copy_of("Kaggle", drawn(), tmp_path / "copies" / "a")
     (tmp_path / "empty").mkdir()
     for wrong, dest, message in (
@@ -366,7 +350,7 @@ def test_places_that_are_refused(
 # CamVid's own layout
 
 
-def test_data_in_camvids_own_layout_is_resized_or_named(drawn: Callable, tmp_path: Path) -> None:
+def test_data_in_camvids_own_layout_is_resized_or_named(drawn, tmp_path):
     drawn()
     source = drawn(zoom=2, to="wrap/CamVid")
     with pytest.raises(InputError, match=f"the data set is in {source}; give that folder"):
@@ -375,14 +359,12 @@ def test_data_in_camvids_own_layout_is_resized_or_named(drawn: Callable, tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "in")
 
 
-def from_one(root: Path) -> None:
+def from_one(root):
     for path in root.glob("*annot/*.png"):
         Image.fromarray((np.array(Image.open(path)) + 1) % 12).save(path)
 
 
-def test_ids_from_one_become_those_of_the_package(
-    drawn: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ids_from_one_become_those_of_the_package(drawn, tmp_path, capsys, monkeypatch):
     drawn()
     from_one(drawn(to="shifted"))
     command = ["data", "convert", str(tmp_path / "shifted")]

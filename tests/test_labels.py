@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,16 +18,16 @@ VOC = [(i % 2 * 128, i // 2 % 2 * 128, i // 4 * 128) for i in range(8)]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     return tmp_path / "label.png"
 
 
-def save(path: Path, values: np.ndarray, mode: str | None = None, **options: object) -> Path:
+def save(path, values, mode=None, **options):
     Image.fromarray(values).convert(mode).save(path, **options)
     return path
 
 
-def save_palette(path: Path, indices: list | np.ndarray, palette: list, **options: object) -> Path:
+def save_palette(path, indices, palette, **options):
     image = Image.fromarray(np.array(indices, dtype=np.uint8)).convert("P")
     image.putdata(np.array(indices).flatten().tolist())
     image.putpalette(np.array(palette, dtype=np.uint8).flatten().tolist())
@@ -36,11 +35,11 @@ def save_palette(path: Path, indices: list | np.ndarray, palette: list, **option
     return path
 
 
-def read_label(path: Path, *counted: int, **options: object) -> np.ndarray:
+def read_label(path, *counted, **options):
     return labels.read_label(path, LabelIds(*counted, **options).check())[0]
 
 
-def refused(path: Path, message: str, **options: object) -> None:
+def refused(path, message, **options):
     with pytest.raises(InputError, match=message) as caught:
         read_label(path, **options)
     assert str(path) in str(caught.value)
@@ -50,7 +49,7 @@ def refused(path: Path, message: str, **options: object) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
-def test_grey_values_are_ids_and_255_is_void(path: Path, kind: type) -> None:
+def test_grey_values_are_ids_and_255_is_void(path, kind):
     image = Image.fromarray(np.where(ALL == 4, 255, ALL).astype(kind))
     image.save(path, "TIFF" if kind == np.int32 else "PNG")
     label = read_label(path)
@@ -59,13 +58,13 @@ def test_grey_values_are_ids_and_255_is_void(path: Path, kind: type) -> None:
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB", "RGBA", "LA"])
-def test_grey_is_grey_in_every_mode(path: Path, mode: str) -> None:
+def test_grey_is_grey_in_every_mode(path, mode):
     for values in (ALL, ALL[:, :1] * 0 + 7, np.where(ALL == 2, 255, ALL), ALL % 2):
         expected = np.where(values == 255, VOID, values)
         assert np.array_equal(read_label(save(path, values, mode)), expected)
 
 
-def test_values_of_a_grey_palette_count_not_indices(path: Path) -> None:
+def test_values_of_a_grey_palette_count_not_indices(path):
     indices = [[0, 1], [1, 2]]
     for palette, expected in (
         ([0, 0, 0, 3, 3, 3, 8, 8, 8], [[0, 3], [3, 8]]),
@@ -81,14 +80,14 @@ def test_values_of_a_grey_palette_count_not_indices(path: Path) -> None:
 @pytest.mark.parametrize(
     ("void", "first", "values"), [(0, 1, [0, 1, 11]), (None, 1, [12, 1, 11]), (99, 5, [99, 5, 15])]
 )
-def test_ids_can_be_counted_from_any_number(path: Path, void: int, first: int, values) -> None:
+def test_ids_can_be_counted_from_any_number(path, void, first, values):
     save(path, np.array([[*values, 255]], dtype=np.uint8))
     assert read_label(path, void, first).tolist() == [[VOID, 0, 10, VOID]]
     save(path, np.array([[first + 13]], dtype=np.uint8))
     refused(path, f"id {first + 13} is not in {first}..", void=void, first_id=first)
 
 
-def test_ids_that_look_counted_from_one_are_named_with_the_option(path: Path) -> None:
+def test_ids_that_look_counted_from_one_are_named_with_the_option(path):
     save(path, np.arange(1, 13, dtype=np.uint8)[None])
     refused(path, r"id 12 is not in 0..11 \(void is 11; found 1..12\); .* give --first-id 1, and")
     save(path, np.arange(13, dtype=np.uint8)[None])
@@ -104,13 +103,13 @@ def test_ids_that_look_counted_from_one_are_named_with_the_option(path: Path) ->
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_colours_of_the_package_are_ids(path: Path, mode: str) -> None:
+def test_colours_of_the_package_are_ids(path, mode):
     assert np.array_equal(read_label(save(path, COLOURS[ALL], mode)), ALL)
     for ids in ([[0, VOID]], [[0, 0]], [[VOID, 3]]):  # grey and black; grey; black and another
         assert read_label(save(path, COLOURS[ids], mode)).tolist() == ids
 
 
-def test_palettes_of_colours_are_ids_in_any_order(path: Path) -> None:
+def test_palettes_of_colours_are_ids_in_any_order(path):
     order = np.random.default_rng(0).permutation(12)
     assert np.array_equal(read_label(save_palette(path, ALL, COLOURS[order])), order[ALL])
     black = list(order).index(VOID)
@@ -120,7 +119,7 @@ def test_palettes_of_colours_are_ids_in_any_order(path: Path) -> None:
     ]
 
 
-def test_the_32_original_colours_and_those_of_segnet_are_grouped(path: Path) -> None:
+def test_the_32_original_colours_and_those_of_segnet_are_grouped(path):
     names = [*ORIGINAL_COLOURS]
     save(path, np.array([list(ORIGINAL_COLOURS.values())], dtype=np.uint8))
     groups = list(GROUPS.values())
@@ -130,7 +129,7 @@ def test_the_32_original_colours_and_those_of_segnet_are_grouped(path: Path) -> 
     assert read_label(path).tolist() == [[4, 3]]
 
 
-def test_unknown_colours_are_named_or_counted_as_void(path: Path) -> None:
+def test_unknown_colours_are_named_or_counted_as_void(path):
     colours = COLOURS[ALL]
     colours[2, 3:5] = (1, 2, 3)
     save(path, colours)
@@ -159,7 +158,7 @@ def test_unknown_colours_are_named_or_counted_as_void(path: Path) -> None:
 # Refused
 
 
-def test_palettes_of_other_data_sets_are_refused(path: Path) -> None:
+def test_palettes_of_other_data_sets_are_refused(path):
     for indices in ([[0, 1], [1, 3]], [[0, 2]], [[0, 7]], [[0, 0]]):
         save_palette(path, indices, VOC)
         for more in ({}, {"unknown_void": True}):
@@ -168,7 +167,7 @@ def test_palettes_of_other_data_sets_are_refused(path: Path) -> None:
     refused(path, "is not one of CamVid's|not one of CamVid's")
 
 
-def test_an_index_outside_the_palette_is_refused(path: Path) -> None:
+def test_an_index_outside_the_palette_is_refused(path):
     save_palette(path, [[0, 1], [1, 2]], [0, 0, 0, 3, 3, 3, 8, 8, 8])
     content = path.read_bytes()
     start, end = content.index(b"IDAT"), content.index(b"IEND") - 8
@@ -179,14 +178,14 @@ def test_an_index_outside_the_palette_is_refused(path: Path) -> None:
     refused(path, "not in the palette")
 
 
-def test_black_alone_is_refused_where_it_can_be_two_things(path: Path) -> None:
+def test_black_alone_is_refused_where_it_can_be_two_things(path):
     assert not read_label(save(path, ALL * 0)).any()
     assert not read_label(save(path, ALL * 0, "LA")).any()
     refused(save(path, ALL * 0, "RGB"), "black alone")
     refused(save_palette(path, ALL * 0, [0, 0, 0]), "black alone")
 
 
-def test_what_has_no_id_is_refused(path: Path) -> None:
+def test_what_has_no_id_is_refused(path):
     rgba = np.dstack([COLOURS[ALL], np.full_like(ALL, 255)])
     rgba[1, 1, 3] = 254
     refused(save(path, rgba), "transparent")
