@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, PALETTE, WORDINGS, Wording
+from camvid_lang.data.labels import image_errors
 from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import CLASSES_KEY, held_out_scores, vocabulary_shift
@@ -470,14 +471,8 @@ def read_rgb(image: ImageLike) -> np.ndarray:
         InputError: a file that cannot be read, another shape, values out of range.
     """
     if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as file:
-                return read_rgb(file)
-        except InputError as error:
-            raise InputError(f"{image}: {error}") from error
-        except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{image}: not a readable image ({reason})") from error
+        with image_errors(image), Image.open(image) as file:
+            return read_rgb(file)
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
     # Pillow would clip 16 and 32-bit integers and floats (modes I, I;16, F).

@@ -462,8 +462,8 @@ def test_exif_orientation_is_applied(tmp_path):
         (RGB[:0], "shape"),
         (np.uint8(3), "shape"),
         (None, "shape"),
-        ("absent.png", "absent.png: not a readable image .No such file"),
-        (".", "not a readable image"),
+        ("absent.png", "absent.png: cannot be read as an image .No such file"),
+        (".", "cannot be read as an image"),
     ],
 )
 def test_what_is_not_an_image_is_refused(array, message, segmenter):

@@ -4,6 +4,8 @@ Grey values are ids, 255 is void. A colour image or palette must have CamVid's c
 `COLOURS`). What can mean two things is refused, as a wrong id would give a wrong score in silence.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -115,15 +117,23 @@ def camvid_colours() -> ColourTable:
     return ColourTable.of(COLOURS, "CamVid's")
 
 
-def open_image(path: Path, modes: str, needed: str) -> Image.Image:
-    """The decoded image; `InputError` for a damaged file or one of a mode not in `modes`."""
+@contextlib.contextmanager
+def image_errors(path: str | Path) -> Iterator[None]:
+    """Any error as an `InputError` that names the file."""
     try:
-        with Image.open(path) as image:
-            image.load()
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         text = " ".join(text.split())
         raise InputError(f"{path}: cannot be read as an image ({text}); replace it") from error
+
+
+def open_image(path: Path, modes: str, needed: str) -> Image.Image:
+    """The decoded image; `InputError` for a damaged file or one of a mode not in `modes`."""
+    with image_errors(path), Image.open(path) as image:
+        image.load()
     if image.mode not in modes.split():
         raise InputError(f"{path}: image mode {image.mode}, but {needed}")
     return image

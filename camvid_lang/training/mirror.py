@@ -111,10 +111,13 @@ class Mirror:
             self._copied[target.name] = target.stat().st_mtime_ns
 
     def clear(self) -> None:
-        """Delete the earlier run on the mirror; `OSError` if the drive refuses."""
-        self.there.clear()
-        for name in RESULTS:
-            delete(self.remote / name)
+        """Delete the earlier run on the mirror; `InputError` if the drive refuses."""
+        try:
+            self.there.clear()
+            for name in RESULTS:
+                delete(self.remote / name)
+        except OSError as error:
+            raise InputError(f"mirror {self.remote} cannot be cleared ({error})") from error
 
     def update(self) -> None:
         """Start to copy what is new, unless an earlier update is still copying."""
