@@ -56,14 +56,18 @@ def test_results_are_read_here_and_on_drive(session):
         session.finished()
     finish(session.runs, "frozen-names", 30.0)
     finish(session.drive, "frozen-names", 99.0)  # the local one comes first
+    finish(session.drive, "Copy of frozen-names", 20.0)  # Google Drive's name of a copy
     finish(session.drive, "swiftnet", 50.0)
     finished = {name: results["miou"] for name, results in session.finished().items()}
-    assert finished == {"frozen-names": 30.0, "swiftnet": 50.0}
+    assert finished == {"frozen-names": 30.0, "swiftnet": 50.0, "Copy of frozen-names": 20.0}
+    assert [*finished][-1] == "Copy of frozen-names"
     assert [path.name for path in session.runs.iterdir()] == ["frozen-names"]  # nothing is copied
     assert session.best() == "frozen-names"
     assert session.missing().startswith("bilinear-names (notebook 02), ")
     assert session.missing().endswith("full-narrow-descriptions (notebook 04)")
-    with pytest.raises(InputError, match=r"full-names is not finished: .* frozen-names, swiftnet"):
+    with pytest.raises(
+        InputError, match=r"full-names is not finished: .* frozen-names, swiftnet, Co"
+    ):
         session.folder("full-names")
 
 
@@ -112,7 +116,9 @@ def test_start_uses_the_current_folder_or_the_parent_of_notebooks(tmp_path, monk
     assert session.drive is None
     experiment = session.configure("frozen-names")
     assert (experiment.epochs, experiment.lr) == (3, 1e-3)
-    commas = start("smoke", "scenes", settings="held_out=tree, car, epochs=3").settings
+    commas = start("smoke", "scenes", fresh="swiftnet", settings="held_out=tree, car, epochs=3")
+    assert "FRESH names swiftnet, which RUNS does not" in capsys.readouterr().out
+    commas = commas.settings
     assert commas == {"held_out": "tree, car", "epochs": "3"}
     assert session.configure("bilinear-names").epochs == 0  # settings are for what is trained
     for folder in ("frozen-names", "frozen-names epochs=3 lr=1e-3", "bilinear-names"):

@@ -189,8 +189,12 @@ def test_an_image_that_is_dropped_is_segmented():
     np.testing.assert_array_equal(stub.calls[-1][0], own)
     field.value = "notes.png\n"  # an empty file
     assert "notes.png" in found["HTML"][0].value
-    found["Dropdown"][0].value = "two.png"
-    np.testing.assert_array_equal(stub.calls[-1][0], IMAGES["two.png"])
+    np.testing.assert_array_equal(stub.calls[-1][0], own)  # the last image stays
+    found["Dropdown"][0].value = "one.png"  # that was chosen before
+    np.testing.assert_array_equal(stub.calls[-1][0], IMAGES["one.png"])
+    field.value = f"own.png\n{base64.b64encode(content.getvalue()).decode()}"
+    assert (field.value, found["Dropdown"][0].value) == ("", None)
+    np.testing.assert_array_equal(stub.calls[-1][0], own)
     # What the script of the area looks for.
     assert any(all(part in html.value for part in ("ondrop", ".with-drop", ".dropped textarea"))
                for html in found["HTML"])  # fmt: skip

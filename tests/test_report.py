@@ -1,5 +1,6 @@
 """The report: right numbers in all tables, honest about its data, self-contained and safe."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -227,6 +228,15 @@ def test_the_page_has_every_part(full_page):
     assert page.source.count("<figcaption>") == 4 * (2 + 10)
     assert page.source.count('class="absent"') == 2
     assert page.source.count('class="errors"') == 4 * 10 - 2
+
+
+def test_a_frame_of_another_data_set_with_the_same_name_is_not_mixed_in(tmp_path):
+    own = frames(count=1)
+    other = dataclasses.replace(own, labels=(own.labels + 1) % 12)
+    write_run(tmp_path / "a", result(), own)
+    write_run(tmp_path / "b", result("swiftnet"), other)
+    source = report_runs([tmp_path]).read_text()
+    assert source.count('class="errors"') == source.count('class="absent"') == 1
 
 
 def test_the_page_of_one_run_shows_that_run(tmp_path):
