@@ -116,8 +116,8 @@ def test_start_uses_the_current_folder_or_the_parent_of_notebooks(tmp_path, monk
     assert session.drive is None
     experiment = session.configure("frozen-names")
     assert (experiment.epochs, experiment.lr) == (3, 1e-3)
-    commas = start("smoke", "scenes", fresh="swiftnet", settings="held_out=tree, car, epochs=3")
-    assert "FRESH names swiftnet, which RUNS does not" in capsys.readouterr().out
+    commas = start("smoke", "scenes", fresh="full-names", settings="held_out=tree, car, epochs=3")
+    assert "FRESH names full-names, which RUNS does not" in capsys.readouterr().out
     commas = commas.settings
     assert commas == {"held_out": "tree, car", "epochs": "3"}
     assert session.configure("bilinear-names").epochs == 0  # settings are for what is trained
