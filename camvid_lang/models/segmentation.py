@@ -165,7 +165,7 @@ class LanguageModel(SegmentationModel):
         features = self.features(self.encode(images))
         return cosine_logits(features, text, images.shape[-2:], self.projection)
 
-    def compare(self, images: Tensor, parts: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+    def forward_parts(self, images: Tensor, parts: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         """As `forward` for (number of images, text) after each other, encoded as one batch."""
         counts, size = [count for count, _ in parts], images.shape[-2:]
         features = self.features(self.encode(images)).split(counts)

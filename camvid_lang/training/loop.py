@@ -117,9 +117,8 @@ def train(
                 checkpoints.save(trainer.state(), epoch + 1, best)
             bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {loss:.3f}")
             if epoch == done and (left := epochs - epoch - 1):
-                minutes = (
-                    f"{left * seconds / 60:.0f} minutes" if left * seconds > 90 else "a minute"
-                )
+                rest = left * seconds / 60
+                minutes = f"{rest:.0f} minutes" if rest > 1.5 else "a minute"
                 bar.write(f"{name}: {seconds:.1f} s per epoch, about {minutes} for {left} more")
             if on_epoch and rank() == 0:
                 on_epoch(history)
@@ -311,8 +310,8 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Forward, loss, backward, update. Returns the loss and the scores, both detached.
 
-        With `words`, see `LanguageModel.compare`, the scores are of the images of the first words
-        only.
+        With `words`, see `LanguageModel.forward_parts`, the scores are of the images of the first
+        words only.
         """
         try:
             self.optimizer.zero_grad(set_to_none=True)  # here, not to add to the peak of memory
@@ -332,7 +331,7 @@ class Trainer:
         self, images: Tensor, labels: Tensor, words: Sequence[tuple[int, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         model = self.model
-        outputs = model.compare(images, words) if words else [self.replica(images)]
+        outputs = model.forward_parts(images, words) if words else [self.replica(images)]
         if model.unseen:  # neither right nor wrong anywhere
             unseen = outputs[0].new_tensor(model.unseen).long()
             outputs[0] = outputs[0].index_fill(1, unseen, -math.inf)
