@@ -222,8 +222,7 @@ def score(args: argparse.Namespace) -> None:
     from camvid_lang.evaluation import ABSENT_CLASS_RULE
     from camvid_lang.evaluation import score as score_folders
 
-    counted = args.void, args.first_id or 0, args.unknown_void
-    found = score_folders(args.predictions, args.labels, *counted, ids_of=args.ids_of)
+    found = score_folders(args.predictions, args.labels, **_label_ids(args), ids_of=args.ids_of)
     if args.json:
         print(json.dumps(found, indent=1))
         return
@@ -326,7 +325,7 @@ def verify(args: argparse.Namespace) -> None:
     """
     from camvid_lang.data.camvid import verify as verify_data
 
-    found = verify_data(args.directory, _label_ids(args))
+    found = verify_data(args.directory, **_label_ids(args))
     print(found.summary())
     claims_camvid = found.name.lower() == "camvid"
     if found.problems or (found.differences and claims_camvid):
@@ -371,7 +370,7 @@ def convert(args: argparse.Namespace) -> None:
     if not size and args.size != "same":
         raise InputError(f"--size {args.size}: write it as WIDTHxHEIGHT, as in 480x360, or same")
     height_width = (int(size[2]), int(size[1])) if size else None
-    print(convert_data(args.source, args.dest, height_width, options=_label_ids(args)).summary())
+    print(convert_data(args.source, args.dest, height_width, **_label_ids(args)).summary())
 
 
 @command(
@@ -515,12 +514,10 @@ def _print_scores(found: dict) -> None:
         print(f"  IoU {name:12}{_percent(value):>7}")
 
 
-def _label_ids(args: argparse.Namespace) -> tuple | None:
-    """The options `LABEL_IDS`; None where none is given."""
-    from camvid_lang.data.labels import PLAIN, LabelIds
-
-    ids = LabelIds(args.void, args.first_id or 0, args.unknown_void).check()
-    return None if (ids, args.first_id) == (PLAIN, None) else ids
+def _label_ids(args: argparse.Namespace) -> dict:
+    """Those of the options `LABEL_IDS` that are given."""
+    given = {key: getattr(args, key) for key in ("void", "first_id", "unknown_void")}
+    return {k: v for k, v in given.items() if v is not None and v is not False}  # 0 is a value
 
 
 def _percent(value: float | None) -> str:

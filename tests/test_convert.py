@@ -372,8 +372,9 @@ def test_ids_from_one_become_those_of_the_package(drawn, tmp_path, capsys, monke
     assert contents(tmp_path / "out") == contents(tmp_path / "in")
     # As its dataset.json says.
     (tmp_path / "shifted" / "dataset.json").write_text('{"first_id": 1, "void": 0}')
-    assert main([*command, str(tmp_path / "out2")]) == 0
-    assert contents(tmp_path / "out2") == contents(tmp_path / "in")
+    for out, more in (("out2", ()), ("out5", ("--unknown-void",))):
+        assert main([*command, str(tmp_path / out), *more]) == 0
+        assert contents(tmp_path / out) == contents(tmp_path / "in")
     # Those of the release are recognised.
     (tmp_path / "shifted" / "dataset.json").unlink()
     write_manifest(tmp_path / "in", tmp_path / "manifest")

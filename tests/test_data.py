@@ -25,7 +25,7 @@ from camvid_lang.data.camvid import Frames, load_camvid, read_image, verify
 from camvid_lang.data.classes import VOID
 from camvid_lang.data.convert import convert
 from camvid_lang.data.download import download_camvid
-from camvid_lang.data.labels import LabelIds, read_label
+from camvid_lang.data.labels import read_label
 from camvid_lang.errors import InputError
 
 
@@ -339,7 +339,7 @@ def test_dataset_json_says_how_ids_are_counted(tiny_dataset, void, capsys):
     (tiny_dataset / "dataset.json").write_text(json.dumps(options))
     assert load_camvid(tiny_dataset, "train").digest == digest
     assert verify(tiny_dataset).problems == ()
-    assert verify(tiny_dataset, LabelIds(first_id=2)).problems
+    assert verify(tiny_dataset, first_id=2, void=0).problems
     (tiny_dataset / "dataset.json").unlink()
     command = ["data", "verify", str(tiny_dataset), "--first-id", "1", "--void", str(void)]
     assert main(command) == 0

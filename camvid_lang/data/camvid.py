@@ -448,21 +448,21 @@ def _check_classes(classes: object) -> None:
     raise InputError('classes: give 2 to 200 different texts, ["road", "car | van", ...]')
 
 
-def verify(root: str | Path, options: LabelIds | None = None) -> DataReport:
+def verify(root: str | Path, **ids: object) -> DataReport:
     """Check every file of a data set, and compare it with the release of CamVid by its pixels.
 
     Takes some 10 s for CamVid on two cores; files that have not changed are not read again.
 
     Args:
-        options: how the labels' ids are counted, in place of what dataset.json says.
+        ids: `void`, `first_id` and `unknown_void` of `LabelIds`, in place of those in dataset.json.
 
     Raises:
-        InputError: `root` is not a folder. Everything else is reported.
+        InputError: `root` is not a folder; `ids` that contradict. Everything else is reported.
     """
     root = Path(root)
     pairs, problems = _find_pairs(root, FOLDERS)
-    named, own_options, classes = read_card(root, problems)
-    options = (options or own_options)._replace(classes=len(classes))
+    named, options, _ = read_card(root, problems)
+    options = options._replace(**ids).check()
     values, size, unreadable = _read_pairs(pairs, partial(pixels, options=options))
     problems += unreadable
     differences = _differences(pairs, FOLDERS, values)

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -45,7 +46,7 @@ from camvid_lang.data.camvid import (
 )
 from camvid_lang.data.classes import CLASSES, GROUPS, VOID
 from camvid_lang.data.download import fetch
-from camvid_lang.data.labels import PLAIN, ColourTable, LabelIds, camvid_colours
+from camvid_lang.data.labels import PLAIN, ColourTable, camvid_colours
 from camvid_lang.errors import InputError
 
 KNOWN = (
@@ -186,8 +187,7 @@ def convert(
     source: str | Path,
     dest: str | Path,
     size: tuple[int, int] | None = None,
-    *,
-    options: LabelIds | None = None,
+    **ids: object,
 ) -> DataReport:
     """Write another copy of CamVid in the package's layout, with the ids of the 11 classes.
 
@@ -202,9 +202,9 @@ def convert(
         size: (height, width) to resize to; default: as they are. A label's pixel is the nearest
             one; a frame's is the mean of a block where both sides shrink by whole factors, else
             Lanczos.
-        options: how ids are counted in data that is in the package's layout already (default: as
-            its dataset.json says); for all layouts, whether pixels of unknown colours are taken as
-            void, with a warning that counts them.
+        ids: `void`, `first_id` and `unknown_void` of `LabelIds`: how ids are counted in data that
+            is in the package's layout already, in place of what its dataset.json says; for all
+            layouts, whether unknown pixels are taken as void, with a warning that counts them.
 
     Returns:
         The report of `verify`. A `dataset.json` names size and copy, unless every pixel is that of
@@ -224,7 +224,7 @@ def convert(
         layout = recognise(fetch(str(source), Path(temporary)))
         if not layout:
             raise InputError(f"{source}: not a copy of CamVid that is known: {KNOWN}")
-        _write(layout, ready, size, options)
+        _write(layout, ready, size, ids)
         report = verify(ready)
         raise_problems(report.problems)
         if not report.complete:
@@ -243,7 +243,7 @@ def _write(
     layout: Layout,
     ready: Path,
     size: tuple[int, int] | None,
-    options: LabelIds | None,
+    ids: Mapping[str, object],
 ) -> None:
     """Convert all files to the new folder `ready`; `InputError` with all problems."""
     problems: list[str] = []
@@ -252,9 +252,9 @@ def _write(
         card = read_card(layout.root, problems)
         if card.classes:
             raise InputError(f"{layout.root}: dataset.json gives it other classes than CamVid's")
-        read_ids = partial(decode, options=options or card.options)
+        read_ids = partial(decode, options=card.options._replace(**ids).check())
     else:
-        fastai, options = layout.name == "fastai", options or PLAIN
+        fastai, options = layout.name == "fastai", PLAIN._replace(**ids).check()
         colours = _read_codes(layout.root / "codes.txt") if fastai else camvid_colours()
         if not options.from_zero:
             raise InputError(
