@@ -318,11 +318,11 @@ class Trainer:
             with autocast(images.device, self.precision):
                 loss, output = self._loss(images, labels, words)
             self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         except torch.OutOfMemoryError as error:
             sizes = f"batch_size ({self.experiment.batch_size}) or crop ({self.experiment.crop})"
             raise InputError(f"{self.experiment.name}: {error}; lower {sizes}") from error
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
         if self.average:
             self.average.update()
         return loss.detach(), output.detach()
