@@ -271,7 +271,7 @@ def train_and_score(piece: Piece) -> None:
         piece.say(f"{key}: mIoU {scores[key]['miou']:.2f}")
     if experiment.text_bank:
         model.load_trained_state(kept.weights[best])
-        segmenter = Segmenter(model.eval(), experiment, TextBank(experiment.text_bank))
+        segmenter = Segmenter(model.eval(), experiment, lambda: TextBank(experiment.text_bank))
         lists = {key: WORDINGS[key] for key in ("near", "far", "unrelated")}
         wordings = {"cityscapes": CITYSCAPES, **lists}
         other_words = segmenter.vocabulary_shift(test, wordings)["wordings"]

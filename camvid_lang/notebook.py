@@ -274,7 +274,7 @@ class Session:
             except InputError as error:
                 print(f"note: {error}")
             else:
-                return Segmenter(to_device(model.eval(), device), experiment, text_encoder)
+                return Segmenter(to_device(model.eval(), device), experiment, lambda: text_encoder)
         return load(self.folder(name or self.best()))
 
     def tables(self, *numbers: str) -> Markdown:

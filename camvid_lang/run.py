@@ -32,7 +32,6 @@ from camvid_lang.models import segmentation
 from camvid_lang.models.segmentation import SegmentationModel
 from camvid_lang.models.text import (
     CLIPTextEncoder,
-    LazyTextEncoder,
     TextBank,
     TextEncoder,
     class_prompts,
@@ -496,12 +495,13 @@ def load_run(
     checkpoint: str = "last",
     text_bank: str | Path | None = None,
     weights: str | Path | None = None,
-) -> tuple[SegmentationModel, Experiment, TextEncoder | None]:
-    """A run's model in evaluation mode on the CPU, its experiment and its text encoder.
+) -> tuple[SegmentationModel, Experiment, Callable[[], TextEncoder] | None]:
+    """A run's model in evaluation mode on the CPU, its experiment, and how to get its text encoder.
 
     A checkpoint holds what was trained and the vectors of the run's own words. A frozen encoder is
-    read from its weights; other words need the text bank or text tower, read when first used. Both
-    must have the content that the run was made with. With `ema` the weights are the averaged ones.
+    read from its weights; other words need the text bank or text tower, which the function that is
+    returned reads (None for SwiftNet). Both must have the content that the run was made with. With
+    `ema` the weights are the averaged ones.
 
     Args:
         checkpoint: `last`, the end of training, which results are measured with; or `best`, by mIoU
@@ -553,7 +553,7 @@ def load_run(
         make_text_encoder()
     averaged = state.get("average", {}).get("weights", {})
     model.load_trained_state({**state["model"], **averaged})
-    return model.eval(), experiment, None if swiftnet else LazyTextEncoder(make_text_encoder)
+    return model.eval(), experiment, None if swiftnet else make_text_encoder
 
 
 @contextlib.contextmanager

@@ -168,8 +168,12 @@ class Segmenter:
     """
 
     def __init__(
-        self, model: SegmentationModel, experiment: Experiment, text_encoder: TextEncoder | None
+        self,
+        model: SegmentationModel,
+        experiment: Experiment,
+        text_encoder: Callable[[], TextEncoder] | None,
     ):
+        """`text_encoder` is called for words that are not the run's own; None for SwiftNet."""
         self.model, self.experiment = model, experiment
         self.temperature: float = model.temperature
         self.classes = list(CLASSES)
@@ -376,7 +380,7 @@ class Segmenter:
             self._embedded = dict(zip(own, self.model.text, strict=True))
         if new := {key(group): group for group in groups if key(group) not in self._embedded}:
             named = {" | ".join(group): group for group in new.values()}
-            vectors = embed_classes(named, self._text_encoder).to(self._device)
+            vectors = embed_classes(named, self._text_encoder()).to(self._device)
             self._embedded |= zip(new, vectors, strict=True)
         return torch.stack([self._embedded[key(group)] for group in groups])
 

@@ -44,7 +44,7 @@ def assert_equal(path, model, sizes=SIZES, text=None):
 def untrained(name, **settings):
     experiment = configure(name, "cpu", **settings)
     model, text_encoder = build_model(experiment)
-    return Segmenter(model.eval(), experiment, text_encoder)
+    return Segmenter(model.eval(), experiment, text_encoder and (lambda: text_encoder))
 
 
 @pytest.mark.slow(30)  # torch.export derives every layer's size as an expression of H and W

@@ -109,11 +109,10 @@ def test_nothing_is_loaded_or_embedded_twice(finished, monkeypatch):
     )
     segmenter = camvid_lang.load(finished / "frozen-names", device="cpu")
     segmenter.similarity(["van"])
-    first, encode = len(loads), segmenter._text_encoder.encode
+    first, encoder = len(loads), segmenter._text_encoder()
+    encode = encoder.encode
     monkeypatch.setattr(
-        segmenter._text_encoder,
-        "encode",
-        lambda prompts: encoded.append(prompts) or encode(prompts),
+        encoder, "encode", lambda prompts: encoded.append(prompts) or encode(prompts)
     )
     for words in ("kerb, shop", "kerb, shop", "bus, tree", "kerb, shop"):
         segmenter.segment(RGB, words)

@@ -198,7 +198,7 @@ def test_a_run_is_loaded_as_it_was_trained(tiny_dataset, tmp_path):
     model, entry, text_encoder = load_run(tmp_path)
     assert not model.training
     assert entry == experiment()
-    assert text_encoder.encode(["road"]).shape == (1, model.text.shape[1])
+    assert text_encoder().encode(["road"]).shape == (1, model.text.shape[1])
     saved = Checkpoints(tmp_path / "checkpoints").newest()[1]
     assert equal(dict(model.trained_state()), dict(saved["model"]))
     assert equal(model.text, saved["identity"]["text"])

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -224,19 +224,6 @@ class CLIPTextEncoder:
                 )
         batches = tokens[:, :context].split(64)
         return torch.cat([self.clip.encode_text(b, normalize=True) for b in batches]).float()
-
-
-class LazyTextEncoder:
-    """A text encoder that `make` returns, called when it is used: a run's own words need none."""
-
-    label = "text encoder of a run"
-
-    def __init__(self, make: Callable[[], TextEncoder]):
-        self._make = make
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """n prompts -> (n, C) float32; raises InputError where the encoder cannot be made."""
-        return self._make().encode(prompts)
 
 
 class TextBank:
