@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from camvid_lang.data.classes import CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import (
     EXPERIMENTS,
@@ -61,6 +62,7 @@ def test_the_cpu_profile_takes_resnet18_where_its_weights_are_given():
     given = configure("frozen-names", "cpu", weights="w.safetensors")
     assert (given.encoder, given.weights) == ("resnet18", "w.safetensors")
     assert configure("swiftnet", "cpu").weights == "random"
+    assert configure("swiftnet", "cpu", encoder="resnet18").weights == "random"  # as without
     assert configure("swiftnet").weights == ""  # ImageNet, from the hub
     assert configure("bilinear-names", "cpu", weights="w").encoder == "camvid-tiny"
     narrow = "full-narrow-descriptions"
@@ -98,6 +100,13 @@ def test_settings_are_read_from_text():
         ("bilinear-names", "cpu", {"encoder": "resnet18"}, "has none"),
         ("swiftnet", "cpu", {"encoder": "camvid-tiny"}, "built on resnet18"),
         ("best", "cpu", {"scale_min": 3}, r"scale_min=3\.0 exceeds scale_max=2\.0"),
+        ("swiftnet", "cpu", {"also": "x"}, "trains nothing with words"),
+        ("held-out", "cpu", {"also": "x"}, "unset one"),
+        ("full-names", "cpu", {"score_val": True}, "set train_split=train"),
+        ("frozen-names", "cpu", {"held_out": "lorry"}, "not a class of CamVid"),
+        ("swiftnet", "cpu", {"held_out": "car"}, "no trained words"),
+        ("bilinear-names", "cpu", {"held_out": "car"}, "no trained words"),
+        ("frozen-names", "cpu", {"held_out": ",".join(CLASSES)}, "at least two classes"),
     ],
 )
 def test_what_is_wrong_is_named(name, profile, settings, message):

@@ -165,19 +165,6 @@ def test_other_classes_of_a_set_are_checked(classes, tiny_dataset):
         load_camvid(tiny_dataset, "test")
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("swiftnet", {"also": "x"}, "trains nothing with words"),
-        ("held-out", {"also": "x"}, "unset one"),
-        ("full-names", {"score_val": True}, "set train_split=train"),
-    ],
-)
-def test_settings_that_exclude_each_other(name, settings, message):
-    with pytest.raises(InputError, match=message):
-        configure(name, "cpu", **settings)
-
-
 def test_val_is_scored_after_each_epoch_and_changes_nothing(tiny_dataset, tmp_path):
     on_train = {"train_split": "train", "epochs": 2}
     for folder, more in (("plain", {}), ("val", {"score_val": True})):

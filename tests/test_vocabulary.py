@@ -209,20 +209,6 @@ def test_a_held_out_class_has_no_part_in_training(tiny_dataset, tmp_path):
     assert not file.exists()  # it was of other weights
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("frozen-names", "lorry", "not a class of CamVid"),
-        ("swiftnet", "car", "no trained words"),
-        ("bilinear-names", "car", "no trained words"),
-        ("frozen-names", ",".join(CLASSES), "at least two classes"),
-    ],
-)
-def test_held_out_classes_are_checked(name, value, message):
-    with pytest.raises(InputError, match=message):
-        configure(name, "cpu", held_out=value)
-
-
 def test_no_class_found_is_a_harmonic_mean_of_0():
     assert held_out_scores({"car": None, "road": 0.0, "sky": 0.0}, ["car"])["harmonic"] == 0
     means = held_out_scores({"car": 40.0, "tree": None, "road": 80.0, "sky": None}, ["car", "tree"])
