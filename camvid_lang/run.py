@@ -193,8 +193,8 @@ def run(
     # By content: with the settings and the digests of the frames, what identifies a run.
     inputs = {"files": _file_digests(experiment), "prompts": prompts}
     about_data = {**main.about(), "also": [other.about() for other in others]}
-    trained = "".join(f"{len(x.training)} of {x.name}, " for x in (main, *others) if x.training)
-    trained = f"trained on {trained}" if trained else ""
+    sizes = [f"{len(x.training)} of {x.name}" for x in (main, *others) if x.training]
+    trained = f"{' and '.join(sizes)} to train on, " if sizes else ""
     print(f"{name}: profile {experiment.profile} on {where}; {trained}{len(main.test)} to test on")
     first = rank() == 0  # of several processes (`device.processes`), the one that writes
     with _lock(out) if first else contextlib.nullcontext():
