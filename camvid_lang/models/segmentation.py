@@ -190,7 +190,8 @@ class LanguageModel(SegmentationModel):
             agreement(x, w) = sum_k p(k|x) p(k|w),
 
         with CLIP's own temperature for texts. It is the probability that pixel and word are of the
-        same trained class. After ConSE (Norouzi et al., 2014), which so describes images only.
+        same trained class. After ConSE (Norouzi et al., 2014), which describes images in this way,
+        but not words.
 
         Args:
             images: (N, 3, H, W).
