@@ -52,7 +52,7 @@ def read_results(path: str | Path) -> dict:
 
 
 def _need(part: Mapping, keys: Iterable[str]) -> None:
-    """`KeyError` for a missing key, `TypeError` for what is no mapping."""
+    """`KeyError` for a missing key, `TypeError` for what is not a mapping."""
     if not isinstance(part, Mapping):
         raise TypeError(f"a mapping is needed, not {part!r:.40}")
     for key in keys:
