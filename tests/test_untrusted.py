@@ -11,9 +11,11 @@ import json
 import os
 import pickle
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from camvid_lang.data.camvid import read_image
 from camvid_lang.data.labels import read_label
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure
-from camvid_lang.models.encoder import ASSETS, TINY, load_clip
+from camvid_lang.models.encoder import ASSETS, TINY, load_clip, load_resnet18
 from camvid_lang.models.text import TextBank, class_prompts, parse_classes
 from camvid_lang.segmenter import load, read_rgb
 
@@ -274,6 +276,20 @@ def test_code_in_a_file_is_not_executed(kind, form, finished, tmp_path, capsys):
     assert error.startswith("error: ")
     assert kind in error
     assert not touched.exists()
+
+
+@pytest.mark.parametrize("load_weights", [load_resnet18, partial(load_clip, TINY)])
+def test_code_is_not_executed_by_a_careless_timm_either(load_weights, tmp_path, monkeypatch):
+    """timm 1.0.17 to 1.0.25 run code in a checkpoint unless `weights_only` is given."""
+
+    def load_state_dict(checkpoint_path, use_ema=True, device="cpu", weights_only=False):
+        return torch.load(checkpoint_path, map_location=device, weights_only=weights_only)
+
+    monkeypatch.setattr(timm.models, "load_state_dict", load_state_dict)
+    torch.save({"w": Call(open, str(tmp_path / "touched"), "w")}, tmp_path / "crafted.pth")
+    with pytest.raises(InputError, match=r"crafted\.pth"):
+        load_weights(str(tmp_path / "crafted.pth"))
+    assert not (tmp_path / "touched").exists()
 
 
 def test_the_crafted_file_would_be_noticed(tmp_path):

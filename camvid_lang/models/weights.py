@@ -23,7 +23,8 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     """
     try:
         with torch.serialization.safe_globals([Namespace]):  # the settings of timm's trainer
-            found = timm.models.load_state_dict(str(file))
+            # weights_only: timm 1.0.17 to 1.0.25 would run code in the file by default.
+            found = timm.models.load_state_dict(str(file), weights_only=True)
         found = found.get("model_state_dict", found)  # as in PyTorch's tutorial
         state = {key: value for key, value in found.items() if isinstance(value, Tensor)}
         state.pop("n_averaged", None)  # of torch's AveragedModel
