@@ -29,7 +29,7 @@ notebooks: $(INSTALLED)
 
 # Trains the tiny CLIP that the package carries again (an hour); only needed when scenes change.
 tiny-clip: $(INSTALLED)
-	$(BIN)/python benchmarks/tiny_clip.py --out camvid_lang/assets/camvid-tiny.safetensors
+	$(BIN)/python scripts/tiny_clip.py --out camvid_lang/assets/camvid-tiny.safetensors
 
 $(INSTALLED): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

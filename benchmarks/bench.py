@@ -32,12 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from camvid_lang.data.classes import NUM_CLASSES
 from camvid_lang.device import autocast, mixed_precision, pick_device, to_device
-from camvid_lang.experiments import EXPERIMENTS, configure
+from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
 from camvid_lang.models.segmentation import LanguageModel, SegmentationModel, best_class
 from camvid_lang.results import versions
-from camvid_lang.run import build_model
-from camvid_lang.training.loop import Trainer, make_optimizer, segmentation_loss
+from camvid_lang.runs import build_model
+from camvid_lang.training.loop import Average, make_optimizer, segmentation_loss
 
 HEAD_CHANNELS = 640  # of the features, at a quarter of the output's size
 STYLES = ("thesis", "ours")
@@ -83,6 +83,7 @@ class Averaged(nn.Module):
     def __init__(self, model: SegmentationModel, scales: Sequence[float], flip: bool):
         super().__init__()
         self.model, self.scales, self.flip = model, scales, flip
+        self.names = model.names
 
     def segment(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, H, W) uint8."""
@@ -96,6 +97,29 @@ class Averaged(nn.Module):
                 shares = shares.flip(-1) if mirrored else shares
                 sums = sums + F.interpolate(shares, size, mode="bilinear")
         return best_class(sums)
+
+
+def training_step(
+    model: SegmentationModel, experiment: Experiment
+) -> Callable[[Tensor, Tensor], None]:
+    """A step of `training.loop.train` on images and labels, without metrics and learning rates."""
+    device, optimizer = next(model.parameters()).device, make_optimizer(model, experiment)
+    half = mixed_precision(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    average = Average(model, experiment.ema) if experiment.ema else None
+    weight = experiment.boundary_weight
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        with autocast(device):
+            loss = segmentation_loss(model(images), labels, model.temperature, weight)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if average:
+            average.update()
+
+    return step
 
 
 def prepare(case: Case) -> Callable[[], object]:
@@ -129,8 +153,8 @@ def prepare(case: Case) -> Callable[[], object]:
     experiment = configure(case.experiment)
     labels = torch.randint(NUM_CLASSES, shape, dtype=torch.uint8, device=device)
     if ours:
-        trainer = Trainer(model, experiment, device, "")
-        return lambda: trainer.step(images, labels)
+        step = training_step(model, experiment)
+        return lambda: step(images, labels)
     optimizer = make_optimizer(model, experiment)
 
     def thesis_step() -> None:
@@ -201,7 +225,7 @@ def in_own_process(function: Callable, case: Case) -> object:
     if case.device != "cpu":
         return function(case)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "camvid_lang.run"])  # imports take ten seconds
+    context.set_forkserver_preload(["__main__", "camvid_lang.runs"])  # imports take ten seconds
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(function, case).result()
 

@@ -11,6 +11,7 @@ the time of the stage is up.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,18 +27,17 @@ import torch
 from filelock import FileLock
 from torch.utils.benchmark import Timer
 
-from camvid_lang.data.augment import batches
 from camvid_lang.data.camvid import Frames, load_camvid
-from camvid_lang.data.classes import CLASSES, WORDINGS, Wording
+from camvid_lang.data.classes import CLASSES
 from camvid_lang.device import mixed_precision, to_device
-from camvid_lang.evaluation import evaluate
+from camvid_lang.evaluation import Wording, evaluate, wordings
 from camvid_lang.experiments import Experiment, configure
 from camvid_lang.models.segmentation import COMPARE
 from camvid_lang.models.text import TextBank
 from camvid_lang.results import versions
-from camvid_lang.run import build_model
+from camvid_lang.runs import build_model
 from camvid_lang.segmenter import Segmenter
-from camvid_lang.training.loop import Trainer, train
+from camvid_lang.training.loop import epoch_batches, train
 
 RESNET, BANK = "resnet18_imagenet1k_v1.safetensors", "clip_vit_b16_text.npz"
 RECIPES = ("swiftnet", "full-names", "swiftnet-best", "best")
@@ -46,7 +46,7 @@ CHANGES = {"full-names": {"encoder": "resnet18", "batch_size": 12, **NARROW}}
 RUNS = ["swiftnet,seed=0", "swiftnet,seed=1", "full-names", "swiftnet-best", "best"]
 AVERAGED = {"scales": (0.75, 1.0, 1.25), "flip": True}
 EVALUATE_BATCH, GIB = 4, 1024**3
-# Asked of the trained models, with lists of `classes.WORDINGS`.
+# Asked of the trained models, with lists of `evaluation.wordings`.
 _CITYSCAPES = (
     "sky, building, pole, road, sidewalk, vegetation, traffic sign, fence, car, person, rider"
 )
@@ -108,7 +108,7 @@ class InMemory:
     def newest(self) -> None:
         return None
 
-    def save(self, state: dict, epoch: int, best: bool = False) -> None:
+    def save(self, state: dict) -> None:
         self.weights = {"last": {key: value.clone() for key, value in state["model"].items()}}
         if average := state["average"]:
             found = {key: value.clone() for key, value in average["weights"].items()}
@@ -137,15 +137,13 @@ def check_recipe(piece: Piece) -> None:
     model = to_device(build_model(experiment)[0], device)
     frames, few = piece.load("trainval", 24), piece.load("test", 4)
     epoch, kept = replace(experiment, epochs=1, warmup_epochs=0), InMemory()
-    piece.report(history=train(model, frames, epoch, kept, device), weights=list(kept.weights))
-    trainer = Trainer(model, experiment, device, frames.digest)
+    piece.report(history=train(model, frames, epoch, kept), weights=list(kept.weights))
+    train_on = bench.training_step(model, experiment)
 
     def steps() -> Iterator[None]:
-        scales, jitter = (experiment.scale_min, experiment.scale_max), experiment.colour_jitter
-        cut = experiment.batch_size, experiment.crop, trainer.generator, scales, jitter
-        while True:
-            for parts in batches([frames], *cut):
-                trainer.step(*parts[0])
+        for number in itertools.count():
+            for images, labels in epoch_batches(frames, experiment, number):
+                train_on(images, labels)
                 yield
 
     step, enough = steps(), 0.1 if piece.tiny else 3
@@ -255,7 +253,7 @@ def train_and_score(piece: Piece) -> None:
 
     torch.backends.cudnn.benchmark = piece.options.tuned
     with suppress(TimeoutError):
-        train(model, frames, experiment, kept, device, after_epoch)
+        train(model, frames, experiment, kept, on_epoch=after_epoch)
     piece.report(peak_gib=bench.peak_bytes(device.type) / GIB)
     del frames
     *_, best = kept.weights  # ema, where there is one
@@ -272,9 +270,9 @@ def train_and_score(piece: Piece) -> None:
     if experiment.text_bank:
         model.load_trained_state(kept.weights[best])
         segmenter = Segmenter(model.eval(), experiment, lambda: TextBank(experiment.text_bank))
-        lists = {key: WORDINGS[key] for key in ("near", "far", "unrelated")}
-        wordings = {"cityscapes": CITYSCAPES, **lists}
-        other_words = segmenter.vocabulary_shift(test, wordings)["wordings"]
+        lists = {key: wordings()[key] for key in ("near", "far", "unrelated")}
+        asked = {"cityscapes": CITYSCAPES, **lists}
+        other_words = segmenter.vocabulary_shift(test, asked)["wordings"]
         piece.report(other_words=other_words)
         for key, row in other_words.items():
             found = ", ".join(f"{way} {row[way]['miou']:.2f}" for way in COMPARE if way in row)

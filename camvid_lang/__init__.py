@@ -19,8 +19,6 @@ Example:
 """
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time a name is imported when it is used
@@ -29,7 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time a name is import
     from camvid_lang.errors import InputError
     from camvid_lang.evaluation import evaluate, score
     from camvid_lang.experiments import configure as experiment
-    from camvid_lang.run import run
+    from camvid_lang.runs import run
     from camvid_lang.segmenter import Segmenter, load
 
 __version__ = "0.1.0"
@@ -37,7 +35,7 @@ __all__ = ["InputError", "Segmenter", "__version__", "download_camvid", "evaluat
            "load", "load_camvid", "run", "score"]  # fmt: skip
 _MODULES = {"load": "segmenter", "Segmenter": "segmenter", "download_camvid": "data.download",
             "load_camvid": "data.camvid", "experiment": "experiments", "evaluate": "evaluation",
-            "score": "evaluation", "InputError": "errors"}  # fmt: skip
+            "score": "evaluation", "InputError": "errors", "run": "runs"}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
@@ -45,12 +43,3 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'camvid_lang' has no attribute {name!r}")
     module = importlib.import_module(f"camvid_lang.{_MODULES[name]}")
     return getattr(module, "configure" if name == "experiment" else name)
-
-
-class _Package(types.ModuleType):
-    """Keeps `camvid_lang.run` the function; importing the submodule `run` would replace it."""
-
-    run = property(lambda _: importlib.import_module("camvid_lang.run").run, lambda *_: None)
-
-
-sys.modules[__name__].__class__ = _Package

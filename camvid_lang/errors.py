@@ -1,14 +1,19 @@
 """Exceptions that end a command with one line instead of a traceback."""
 
-START_OVER = "start over with --fresh (in a notebook: name the run in FRESH)"
+START_OVER = "start over with fresh=True"
 
 
 class InputError(Exception):
     """The input is wrong; the message says what is wrong, where, and how to fix it.
 
-    The command line prints the message and exits with code 1. Any other exception is a defect and
-    keeps its traceback.
+    Messages speak of arguments of the Python API. The command line prints them in one line, with
+    the flags of these arguments, and exits with code 1. Any other exception is a defect and keeps
+    its traceback.
     """
+
+
+class FolderInUse(InputError):
+    """Another process holds the folder of a run."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -3,8 +3,7 @@
 The settings of an entry are the thesis's; a profile replaces some of them:
 
 * `thesis`: as published, for a GPU.
-* `quick`: the same with 30 epochs at most. A crop of a frozen-* step takes about 121 GFLOP, so 30
-  epochs of CamVid are 1.7 PFLOP: some ten minutes of a T4 (an estimate).
+* `quick`: the same with 30 epochs at most; some ten minutes of a T4 for frozen-* (an estimate).
 * `cpu`: no accelerator. ResNet-18 where its weights are given, otherwise the tiny CLIP that the
   package ships; a narrower upsampler; 16 epochs, about an hour of a slow core on real CamVid.
 * `smoke`: `cpu` on a few frames for one epoch; seconds, for tests.
@@ -12,14 +11,16 @@ The settings of an entry are the thesis's; a profile replaces some of them:
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from camvid_lang.data.classes import CLASSES, NUM_CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
 
-PROFILES = ("thesis", "quick", "cpu", "smoke")
+# What each replaces; `cpu` and `smoke` also choose encoder and widths, see `_scaled`.
+_CPU = {"epochs": 16, "batch_size": 6, "encoder_lr": 2e-4}  # more steps, a higher rate
+_SMOKE = {"epochs": 1, "batch_size": 4, "crop": 64, "limit": 8, "score_train": False}
+PROFILES = {"thesis": {}, "quick": {"epochs": 30}, "cpu": _CPU, "smoke": {**_CPU, **_SMOKE}}
 SPLITS = ("train", "val", "trainval", "test")
 
 
@@ -41,9 +42,7 @@ class Experiment:
     model: str  # bilinear, adapter, clip-upsampler or swiftnet
     text_set: str = _setting("", "names, descriptions, or a JSON file of prompts")
     profile: str = "thesis"
-    encoder: str = _setting(
-        THESIS_ENCODER, f"a convnext_* of open_clip (or local-dir:, hf-hub:), {TINY} or {RESNET18}"
-    )
+    encoder: str = _setting(THESIS_ENCODER, f"a convnext_* of open_clip, {TINY} or {RESNET18}")
     weights: str = _setting(THESIS_WEIGHTS, "a tag of open_clip, or a file")
     text_bank: str = _setting("", ".npz of prompts and embeddings, instead of a text tower")
     train_encoder: bool = _setting(False, "train the image encoder too")
@@ -64,11 +63,8 @@ class Experiment:
     limit: int = _setting(0, "frames per split, evenly spaced; 0: all", 0, 1e6)
     score_train: bool = _setting(False, "also evaluate on the training split")
     score_val: bool = _setting(False, "also score val after each epoch; with train_split=train")
-    seed: int = _setting(0, "of initialisation, order and crops", 0, 2**32 - 1)
+    seed: int = _setting(0, "random seed for initialisation, order and crops", 0, 2**32 - 1)
     # Beyond the thesis; the defaults change nothing.
-    held_out: str = _setting("", "classes that are void in training, as in tree,car")
-    also: str = _setting("", "folders of other data sets, trained on as well, as in a,b")
-    train_stages: int = _setting(4, "of a trained encoder, the last of its four stages", 1, 4)
     input_scale: float = _setting(1.0, "images are upsampled by this in the model", 1, 4)
     scale_min: float = _setting(1.0, "crops are taken at a random scale, at least this", 0.1, 10)
     scale_max: float = _setting(1.0, "and at most this", 0.1, 10)
@@ -81,64 +77,32 @@ class Experiment:
         """The fields as a flat dictionary that JSON can hold."""
         return asdict(self)
 
-    @property
-    def other_data(self) -> list[str]:
-        """The folders in `also`."""
-        return [folder.strip() for folder in self.also.split(",") if folder.strip()]
-
-    @property
-    def held_out_classes(self) -> list[str]:
-        """The names in `held_out`."""
-        return [name.strip() for name in self.held_out.split(",") if name.strip()]
-
     def __post_init__(self):
         for key, entry in SETTINGS.items():
-            value, limits = getattr(self, key), entry.metadata
-            if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:  # or NaN
-                raise InputError(
-                    f"{key}={value}: choose a value between {limits['low']:g} and "
-                    f"{limits['high']:g}"
-                )
-            if limits["choices"] and value not in limits["choices"]:
-                raise InputError(f"{key}={value!r}: choose one of {', '.join(limits['choices'])}")
-        if 0 < self.crop < 32:
-            raise InputError(f"crop={self.crop}: choose at least 32, or 0 for whole frames")
-        if self.scale_min > self.scale_max:
-            raise InputError(
-                f"scale_min={self.scale_min} exceeds scale_max={self.scale_max}: lower it"
-            )
-        if self.model == "bilinear" and self.epochs:
-            raise InputError(f"epochs={self.epochs}: {self.name} has nothing to train; leave it 0")
-        if self.model in ("clip-upsampler", "swiftnet") and self.batch_size < 2:
-            raise InputError(
-                f"batch_size={self.batch_size}: {self.name} needs at least 2, since BatchNorm over "
-                "the 1x1 level of the pyramid pooling averages over the batch"
-            )
-        if self.model == "bilinear" and self.encoder == RESNET18:
-            raise InputError(
-                f"encoder={self.encoder}: {self.name} compares CLIP's own image embeddings with "
-                f"text, and {RESNET18} has none; choose a CLIP model or another experiment"
-            )
-        if odd := [name for name in self.held_out_classes if name not in CLASSES]:
-            raise InputError(f"held_out={self.held_out!r}: {odd[0]!r} is not a class of CamVid")
-        if self.held_out and (self.model == "swiftnet" or not self.epochs):
-            raise InputError(f"held_out={self.held_out!r}: {self.name} has no trained words")
-        if len(set(self.held_out_classes)) > NUM_CLASSES - 2:
-            raise InputError(f"held_out={self.held_out!r}: leave at least two classes to train on")
-        if self.score_val and not self.epochs:
-            raise InputError(f"score_val: {self.name} has no epochs after which to score; unset it")
-        if self.score_val and self.train_split != "train":
-            raise InputError(
-                f"score_val: {self.name} is trained on {self.train_split}: set train_split=train"
-            )
-        if self.also and (self.model == "swiftnet" or not self.epochs):
-            raise InputError(f"also={self.also!r}: {self.name} trains nothing with words")
-        if self.also and self.held_out:
-            raise InputError("also: the other data sets show what held_out leaves out; unset one")
-        if self.train_stages < 4 and not self.train_encoder:
-            raise InputError(f"train_stages={self.train_stages}: set train_encoder=true as well")
-        if self.model == "swiftnet" and self.encoder != RESNET18:
-            raise InputError(f"encoder={self.encoder}: swiftnet is built on {RESNET18}")
+            value, low, high = getattr(self, key), entry.metadata["low"], entry.metadata["high"]
+            if low is not None and not low <= value <= high:  # or NaN
+                raise InputError(f"{key}={value}: choose a value between {low:g} and {high:g}")
+            if (choices := entry.metadata["choices"]) and value not in choices:
+                raise InputError(f"{key}={value!r}: choose one of {', '.join(choices)}")
+        for key, is_wrong, message in self._conflicts():
+            if is_wrong:
+                raise InputError(f"{key}={getattr(self, key)}: {message}")
+
+    def _conflicts(self) -> list[tuple[str, bool, str]]:
+        """Rows of: setting, whether it conflicts with others, and why."""
+        name, resnet = self.name, self.encoder == RESNET18
+        bilinear, swiftnet = self.model == "bilinear", self.model == "swiftnet"
+        needs_batch = self.batch_size < 2 and self.model in ("clip-upsampler", "swiftnet")
+        return [
+            ("crop", 0 < self.crop < 32, "choose at least 32, or 0 for whole frames"),
+            ("scale_min", self.scale_min > self.scale_max, f"exceeds scale_max={self.scale_max}"),
+            ("epochs", bilinear and self.epochs, f"{name} has nothing to train; leave it 0"),
+            ("batch_size", needs_batch, f"{name} needs at least 2, as BatchNorm averages over it"),
+            ("score_val", self.score_val and not self.epochs, f"{name} is not trained; unset it"),
+            ("score_val", self.score_val and self.train_split != "train", "set train_split=train"),
+            ("encoder", bilinear and resnet, f"{name} needs CLIP's embeddings; choose a CLIP"),
+            ("encoder", swiftnet and not resnet, f"swiftnet is built on {RESNET18}"),
+        ]
 
 
 # What `configure` takes: {key: field}; `field.default` and `field.metadata["help"]` describe it.
@@ -151,9 +115,8 @@ _DESCRIBED = {**_FULL, "text_set": "descriptions", "score_train": True}
 # widths of the SwiftNet paper.
 _SWIFTNET = {"encoder": RESNET18, "weights": "", "train_encoder": True, "epochs": 400}
 _SWIFTNET |= {"width": 128, "spp_bottleneck": 128, "spp_width": 42, "batch_size": 12}
-# Not in the thesis. mIoU on CamVid test (benchmarks/gpu-h200.json): swiftnet-best 69.4 % with the
-# averaged weights, 70.3 with flip, 70.4 with flip and three scales; best 68.5, stopped after 171
-# of 220 epochs; swiftnet 61.4 and 62.5 (two seeds), stopped after 396 of 400.
+# Not in the thesis. mIoU on CamVid test (benchmarks/gpu-h200.json): swiftnet-best 69.4 %, best 68.5
+# after 171 of 220 epochs; swiftnet 61.4 and 62.5 (two seeds) after 396 of 400.
 _BEST = {"encoder": RESNET18, "weights": "", "train_encoder": True, "epochs": 220}
 _BEST |= {"width": 128, "spp_bottleneck": 128, "batch_size": 12, "crop": 256, "input_scale": 2.0}
 _BEST |= {"scale_min": 0.5, "scale_max": 2.0, "colour_jitter": 0.3, "ema": 0.999}
@@ -171,10 +134,8 @@ EXPERIMENTS = {
         Experiment("full-descriptions", **_DESCRIBED),
         Experiment("full-narrow-descriptions", spp_width=160, batch_size=10, **_DESCRIBED),
         Experiment("swiftnet", "swiftnet", **_SWIFTNET),
-        # Not in the thesis, which trained the whole network on descriptions only, all classes.
+        # Not in the thesis, which trained the whole network on descriptions only.
         Experiment("full-names", text_set="names", **_FULL),
-        # Frozen, so that CLIP's own map can be asked for what is held out.
-        Experiment("held-out", text_set="names", held_out="tree,sign,car,bicyclist", **_FROZEN),
         Experiment("swiftnet-best", "swiftnet", spp_width=42, **_BEST),
         Experiment("best", "clip-upsampler", "names", spp_width=128, **_BEST),
     )
@@ -186,15 +147,11 @@ def configure(name: str, /, profile: str = "thesis", **settings: object) -> Expe
 
     Args:
         name: a key of `EXPERIMENTS`.
-        profile: one of `PROFILES`.
+        profile: a key of `PROFILES`.
         settings: keys of `SETTINGS`, with values or texts of values (`epochs="10"`).
 
     Raises:
         InputError: unknown experiment, profile or key, or a value that does not fit.
-
-    Example:
-        >>> configure("frozen-names", "cpu", epochs=10).epochs
-        10
     """
     for what, word, known in (
         ("experiment", name, EXPERIMENTS),
@@ -202,7 +159,9 @@ def configure(name: str, /, profile: str = "thesis", **settings: object) -> Expe
         *(("setting", key, SETTINGS) for key in settings),
     ):
         if word not in known:
-            raise InputError(f"unknown {what} '{word}'{_near(word, known)}")
+            close = difflib.get_close_matches(word, known, n=1)
+            advice = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}"
+            raise InputError(f"unknown {what} '{word}': {advice}")
     base = EXPERIMENTS[name]
     given = {key: _convert(key, value, SETTINGS[key].type) for key, value in settings.items()}
     changes = _scaled(base, profile, given)
@@ -213,11 +172,7 @@ def configure(name: str, /, profile: str = "thesis", **settings: object) -> Expe
 
 
 def restore(settings: Mapping[str, object]) -> Experiment:
-    """Inverse of `Experiment.settings`, for settings that were read from a file.
-
-    Raises:
-        InputError: keys of another version, or a value that does not fit.
-    """
+    """Inverse of `Experiment.settings`; `InputError` for keys of another version or odd values."""
     types = {entry.name: entry.type for entry in fields(Experiment)}
     if odd := sorted(map(str, types.keys() ^ settings.keys())):
         raise InputError(f"settings of another version ({', '.join(odd)}): run it again")
@@ -232,10 +187,6 @@ def learning_rate_factor(epoch: int, epochs: int, final: float, warmup: int = 0)
 
     Loshchilov and Hutter, "SGDR" (2017), equation 5, without restarts, as a share of the start.
     It begins after `warmup` epochs (at most all but one) of a linear rise.
-
-    Example:
-        >>> [round(learning_rate_factor(epoch, 4, 0.0), 2) for epoch in range(5)]
-        [1.0, 0.85, 0.5, 0.15, 0.0]
     """
     warmup = min(warmup, epochs - 1)
     if epoch < warmup:
@@ -246,23 +197,19 @@ def learning_rate_factor(epoch: int, epochs: int, final: float, warmup: int = 0)
 
 def _scaled(base: Experiment, profile: str, given: dict) -> dict:
     """What a profile changes, before the `given` settings do."""
+    changes = dict(PROFILES[profile])
+    changes["epochs"] = min(changes.get("epochs", base.epochs), base.epochs)
     if profile in ("thesis", "quick"):
-        return {"epochs": min(30, base.epochs)} if profile == "quick" else {}
+        return changes
     has_weights, native = bool(given.get("weights")), base.encoder == RESNET18
     resnet = native or (has_weights and base.model != "bilinear")
     resnet = given["encoder"] == RESNET18 if "encoder" in given else resnet
-    # Few epochs: small batches for more steps, and a higher rate for the encoder.
-    changes = {"epochs": 16, "batch_size": 6, "encoder_lr": 2e-4}
     changes["encoder"] = RESNET18 if resnet else TINY
     changes["weights"] = "random" if native and not has_weights else ""
     if base.model == "clip-upsampler" and not native:
         divisor = 5 if resnet else 10  # 128 channels as in SwiftNet, or the tiny CLIP's 64
         changes["width"] = changes["spp_bottleneck"] = base.width // divisor
         changes["spp_width"] = base.spp_width // divisor
-    if profile == "smoke":
-        changes |= {"epochs": 1, "batch_size": 4, "crop": 64, "limit": 8, "score_train": False}
-    if base.model == "bilinear":
-        changes["epochs"] = 0
     return changes
 
 
@@ -279,8 +226,3 @@ def _convert(key: str, value: object, kind: type):
         pass
     meant = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
     raise InputError(f"{key}={value!r}: {meant[kind]} is expected")
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean '{close[0]}'?" if close else f": choose one of {', '.join(known)}"

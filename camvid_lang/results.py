@@ -1,87 +1,118 @@
-"""What a run leaves in its folder for others to read: results.json and figures.npz."""
+"""The folder of a run, and what it leaves there for others to read."""
 
 import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
+import filelock
 import numpy as np
+import torch
 
+from camvid_lang import __version__
+from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
-from camvid_lang.errors import InputError
+from camvid_lang.data.words import class_prompts
+from camvid_lang.errors import FolderInUse, InputError
+from camvid_lang.evaluation import predict
+from camvid_lang.models.segmentation import SegmentationModel
+from camvid_lang.models.text import TextEncoder, embed
 
-KEYS = (
-    *("experiment", "accuracy", "mean_accuracy", "miou", "miou_train", "iou", "confusion"),
-    *("history", "seconds", "settings", "prompts", "data", "encoder", "device", "versions"),
-    "command",
-)
-INNER_KEYS = {
-    "iou": CLASSES,
-    "data": ("name", "train_frames", "test_frames", "size", "complete"),
-    "encoder": ("name", "weights", "text"),
+# What files hold: {key: content}, `...` for every key, [content of each entry], None for anything.
+RESULTS = {
+    **dict.fromkeys(("accuracy", "mean_accuracy", "miou", "miou_train", "confusion", "seconds")),
+    **dict.fromkeys(("experiment", "settings", "prompts", "device", "versions", "command")),
+    "iou": dict.fromkeys(CLASSES),
+    "history": [dict.fromkeys(("epoch", "loss", "miou"))],
+    "data": dict.fromkeys(("name", "train_frames", "test_frames", "size", "complete")),
+    "encoder": dict.fromkeys(("name", "weights", "text")),
 }
-VOCABULARY = "vocabulary.json"  # next to results.json, if `vocabulary` was run
-HISTORY_KEYS = ("epoch", "loss", "miou")
+_WAY = {"miou": None, "iou": {}}
+_WORDING = {"reason": None, "trained": None, "anchored": _WAY, "cosine": _WAY}
+VOCABULARY = {"digest": None, "test_frames": None, "wordings": {"own": _WORDING, ...: _WORDING}}
+SAMPLES = 4  # frames drawn in the report
+
+
+class RunFolder:
+    """The files of a run, in a folder that need not exist."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"  # a folder, see `training.checkpoint`
+        self.results = self.path / "results.json"  # written last, so it marks a finished run
+        self.figures = self.path / "figures.npz"  # see `FigureData`
+        self.vocabulary = self.path / "vocabulary.json"  # scores with other words, if measured
+
+    @property
+    def is_finished(self) -> bool:
+        return self.results.is_file()
+
+    def lock(self) -> contextlib.AbstractContextManager:
+        """Hold the folder, made if missing, for this process; the system releases it on a crash.
+
+        `FolderInUse`: another process holds it. `InputError`: it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return filelock.FileLock(self.path / ".lock", timeout=0).acquire()
+        except filelock.Timeout as error:
+            what = f"folder {self.path} is in use by another run"
+            raise FolderInUse(f"{what}: wait for it, or choose another") from error
+        except OSError as error:
+            what = f"folder {self.path} cannot be written to ({error.strerror})"
+            raise InputError(f"{what}: choose another") from error
+
+    def finished_files(self) -> list[Path]:
+        """What is mirrored next to the checkpoints, results last."""
+        return [path for path in (self.figures, self.results) if path.exists()]
+
+    def clear(self) -> None:
+        """Delete what a run left; `InputError` if a drive refuses."""
+        saved = [*self.checkpoints.glob("*.pt"), *self.checkpoints.glob("*.part")]
+        try:
+            for path in (*saved, self.results, self.figures, self.vocabulary):
+                delete(path)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be cleared ({error})") from error
 
 
 def read_results(path: str | Path) -> dict:
-    """A run's results.json, with all of `KEYS`; scores are in percent.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = Path(path)
-    try:
-        results = json.loads(path.read_bytes())  # of UTF-8, -16 or -32, with or without a mark
-        parts = [(results, KEYS)] + [(results[key], inner) for key, inner in INNER_KEYS.items()]
-        parts += [(entry, HISTORY_KEYS) for entry in results["history"]]
-        for part, keys in parts:
-            _need(part, keys)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: the run is not finished; start it again") from error
-    except KeyError as error:
-        raise InputError(f"{path}: {error} is missing; delete the file and run again") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
-    return results
-
-
-def _need(part: Mapping, keys: Iterable[str]) -> None:
-    """`KeyError` for a missing key, `TypeError` for what is not a mapping."""
-    if not isinstance(part, Mapping):
-        raise TypeError(f"a mapping is needed, not {part!r:.40}")
-    for key in keys:
-        if key not in part:
-            raise KeyError(key)
+    """A run's results.json, see `RESULTS`; `InputError`: it is missing or damaged."""
+    if not (path := Path(path)).exists():
+        raise InputError(f"{path} is missing: the run is not finished; start it again")
+    return _read_json(path, RESULTS)
 
 
 def read_vocabulary(path: str | Path) -> dict | None:
-    """What the command `vocabulary` wrote; None where it is missing.
+    """A run's vocabulary.json, None where it is missing; `InputError`: it is damaged."""
+    return _read_json(Path(path), VOCABULARY) if Path(path).exists() else None
 
-    Raises:
-        InputError: it is damaged.
-    """
+
+def _read_json(path: Path, schema: Mapping) -> dict:
     try:
-        found = json.loads(Path(path).read_bytes())
-        _need(found, ("digest", "test_frames", "held_out"))
-        _need(found["wordings"], ("own",))
-        for row in found["wordings"].values():
-            _need(row, ("reason", "trained"))
-            for way in ("anchored", "cosine"):
-                _need(row[way], ("miou", "iou"))
-                _need(row[way]["iou"], ())
-        for means in found["held_out_scores"].values():
-            _need(means, ("seen", "unseen", "harmonic"))
-    except FileNotFoundError:
-        return None
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}): delete it, or measure again") from error
-    return found
+        content = json.loads(path.read_bytes())  # of UTF-8, -16 or -32, with or without a mark
+        _check(content, schema)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); delete it and run again") from error
+    return content
+
+
+def _check(value: object, schema: object) -> None:
+    """`KeyError` for a missing key, `TypeError` for what is not a mapping."""
+    if isinstance(schema, list):
+        for entry in value:
+            _check(entry, schema[0])
+    elif isinstance(schema, Mapping):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"a mapping is needed, not {value!r:.40}")
+        for key, inner in schema.items():
+            for entry in value.values() if key is ... else (value[key],):
+                _check(entry, inner)
 
 
 def write_results(path: str | Path, results: Mapping) -> None:
@@ -124,12 +155,38 @@ class FigureData:
     similarities: dict[str, np.ndarray]  # title -> (11, 11) cosines
 
 
+def figure_data(
+    model: SegmentationModel, test: Frames, text_encoder: TextEncoder | None
+) -> FigureData:
+    """A few frames with predictions, and the similarities of the classes' texts (figure 7.1)."""
+    chosen, similarities = _clear_frames(test), {}
+    predictions = torch.cat([predict(model, image[None]) for image in test.images[chosen]])
+    for title in ("names", "descriptions") if text_encoder else ():
+        with contextlib.suppress(InputError):  # a text bank may lack the descriptions
+            vectors = embed(class_prompts(title), text_encoder).vectors
+            similarities[title.capitalize()] = (vectors @ vectors.T).numpy()
+    shown = (x.cpu().numpy() for x in (test.images[chosen], test.labels[chosen], predictions))
+    return FigureData(*shown, tuple(test.names[i] for i in chosen), similarities)
+
+
+def _clear_frames(frames: Frames) -> list[int]:
+    """The frame of each quarter with the most classes, then the highest contrast, which sorts."""
+    shown, contrast = [], []
+    for image, label in zip(frames.images, frames.labels, strict=True):
+        counts = torch.bincount(label.flatten(), minlength=NUM_CLASSES)[:NUM_CLASSES]
+        shown.append((counts > 0.002 * label.numel()).sum().item())
+        contrast.append(image.float().std().item())
+    quarters = np.array_split(np.arange(len(frames)), SAMPLES)
+    chosen = [max(q.tolist(), key=lambda i: (shown[i], contrast[i])) for q in quarters if len(q)]
+    return sorted(chosen, key=contrast.__getitem__, reverse=True)
+
+
 def write_figures(path: str | Path, data: FigureData) -> None:
-    """Write `data` as .npz; the file is replaced only once it is complete."""
-    arrays = {key: getattr(data, key) for key in ("images", "labels", "predictions", "names")}
-    arrays |= {f"similarity/{title}": matrix for title, matrix in data.similarities.items()}
+    """Write `data` as .npz, atomically."""
+    arrays = {key: value for key, value in vars(data).items() if key != "similarities"}
+    matrices = {f"similarity/{title}": matrix for title, matrix in data.similarities.items()}
     with atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays, **matrices)
 
 
 def read_figures(path: str | Path) -> FigureData | None:
@@ -141,10 +198,10 @@ def read_figures(path: str | Path) -> FigureData | None:
         similarities = {key.removeprefix("similarity/"): arrays.pop(key) for key in titles}
         names = tuple(map(str, arrays.pop("names").tolist()))
         data = FigureData(**arrays, names=names, similarities=similarities)
-        (n, _, *size), ids = data.images.shape, np.stack([data.labels, data.predictions])
+        ids, (n, _, *size) = np.stack([data.labels, data.predictions]), data.images.shape
         fits = (data.images.shape, ids.shape) == ((n, 3, *size), (2, n, *size)) and len(names) == n
         fits &= data.images.dtype == ids.dtype == np.uint8 and ids.max() <= VOID
-        square = (NUM_CLASSES, NUM_CLASSES)
+        square = (NUM_CLASSES,) * 2
         fits &= all(m.shape == square and m.dtype.kind == "f" for m in similarities.values())
         return data if fits else None
     except Exception:  # numpy and zipfile answer damage with almost any exception
@@ -153,10 +210,6 @@ def read_figures(path: str | Path) -> FigureData | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("camvid-lang", "torch", "open-clip-torch", "timm", "torchmetrics", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = ("torch", "open-clip-torch", "timm", "torchmetrics", "numpy")
+    found = {"python": platform.python_version(), "camvid-lang": __version__}
+    return {**found, **{package: metadata.version(package) for package in packages}}

@@ -1,12 +1,9 @@
 """Any words on any image, by a finished run: inference of the API, command line and notebook."""
 
-import colorsys
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +13,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camvid_lang.data.camvid import Frames
-from camvid_lang.data.classes import CLASSES, PALETTE, WORDINGS, Wording
-from camvid_lang.data.labels import image_errors
+from camvid_lang.data.labels import CLASSES_KEY, image_errors
+from camvid_lang.data.words import Classes, Wording, parse_classes
 from camvid_lang.device import autocast, pick_device, to_device
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import CLASSES_KEY, held_out_scores, vocabulary_shift
+from camvid_lang.evaluation import vocabulary_shift
 from camvid_lang.experiments import Experiment
-from camvid_lang.models import RESNET18, TINY
 from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class
-from camvid_lang.models.text import (
-    TextEncoder,
-    embed_classes,
-    parse_classes,
-)
-from camvid_lang.results import atomic_write
-from camvid_lang.run import load_run
+from camvid_lang.models.text import TextEncoder, Vocabulary, embed
+from camvid_lang.report.legend import NONE_OF_THESE, class_colours, with_legend
+from camvid_lang.runs import load_run
 
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
 DEMO = Path(__file__).parent / "assets" / "demo" / "full-narrow-descriptions"
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
 OVERLAP = 1 / 4  # of a tile with the next
-NONE_OF_THESE = "none of these"
 
 ImageLike = str | Path | Image.Image | np.ndarray
-Classes = str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
 def load(
     folder: str | Path,
-    checkpoint: str = "last",
     device: str = "auto",
     text_bank: str | Path | None = None,
     weights: str | Path | None = None,
@@ -52,21 +41,18 @@ def load(
     """Load the model of a run.
 
     Args:
-        folder: the run's folder; or `demo`, a small model that the package carries, trained on
-            drawn scenes.
-        checkpoint: `last`, the end of training, or `best`, by mIoU over the training crops.
+        folder: the run's folder; or `demo`, a small model of the package for drawn scenes.
         device: `cpu`, `cuda`, or `auto` (CUDA where there is a GPU).
-        text_bank: where the run's text bank is now, if it has moved.
-        weights: where the weights of the run's encoder are now, if they have moved.
+        text_bank, weights: where the run's files are now, if they have moved.
 
     Raises:
-        InputError: no run in the folder, no such checkpoint; weights of a frozen encoder that are
-            missing or others than the run was made with.
+        InputError: no run in the folder; weights of a frozen encoder that are missing or others
+            than the run was made with.
     """
     target = pick_device(device)
     if str(folder) == "demo" and not Path(folder).exists():
         folder = DEMO
-    model, experiment, text_encoder = load_run(folder, checkpoint, text_bank, weights)
+    model, experiment, text_encoder = load_run(folder, text_bank, weights)
     return Segmenter(to_device(model, target), experiment, text_encoder)
 
 
@@ -84,86 +70,57 @@ class Segmentation:
         return class_colours(self.classes)
 
     def overlay(self, alpha: float = 0.6, legend: bool = False) -> Image.Image:
-        """The image blended with its classes' colours, of which `alpha` is the share.
-
-        With `legend` the classes' names and colours are below it, see `figures.with_legend`.
-        """
+        """The image blended with its classes' colours (share `alpha`), above a legend if asked."""
         colours = np.array(self.colours, np.uint8)[self.ids]
         blended = Image.blend(Image.fromarray(self.image), Image.fromarray(colours), alpha)
-        if not legend:
-            return blended
-        from camvid_lang.report.figures import with_legend  # matplotlib takes a second
-
-        return with_legend(blended, self.classes, self.colours)
+        return with_legend(blended, self.classes, self.colours) if legend else blended
 
     def save(self, stem: str | Path, alpha: float = 0.6, legend: bool = False) -> Path:
-        """Write STEM.png, the ids, and STEM_overlay.png, whose path is returned.
-
-        The file of ids also names the classes, for `score`.
-        """
-        about, blended = PngImagePlugin.PngInfo(), Path(f"{stem}_overlay.png")
-        about.add_itxt(CLASSES_KEY, "\n".join(self.classes))
-        blended.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(self.ids).save(f"{stem}.png", pnginfo=about)
-        self.overlay(alpha, legend).save(blended)
-        return blended
+        """Write STEM.png, ids and names for `score`, and STEM_overlay.png; return its path."""
+        metadata, path = PngImagePlugin.PngInfo(), Path(f"{stem}_overlay.png")
+        metadata.add_itxt(CLASSES_KEY, "\n".join(self.classes))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.ids).save(f"{stem}.png", pnginfo=metadata)
+        self.overlay(alpha, legend).save(path)
+        return path
 
 
-@dataclass(frozen=True)
-class Options:
-    """How an image is segmented: keyword arguments of the methods of `Segmenter`.
+@dataclass
+class _Query:
+    """What an image is asked for: see the arguments of `Segmenter.segment`."""
 
-    Attributes:
-        max_side: a larger image is reduced to this many pixels for the model, and the result
-            upsampled to its size.
-        tile: a multiple of 32. The image keeps its size, whatever `max_side`: the model sees
-            squares of this many pixels that overlap by a quarter or more, and scores are blended
-            linearly over the overlap. An image that fits into one tile is segmented at once. Tiles
-            keep small objects of large images, but the model sees no more than a tile at once and
-            knows objects at the size they had in training. Memory, next to model, image and result:
-            about 9 K N W bytes for two rows of tiles of an image W wide, and 25 K N^2 for the
-            model's scores of one tile.
-        compare: `anchored` (words stand for classes of training: "house" for "building"), `cosine`
-            (the thesis's way), or `clip` (words for things that were not trained; a frozen CLIP
-            only), see `Match.scores`. The run's own classes (unless some were held out), and
-            words by a model that was not trained, are always compared by cosine.
-        none_below: in 0..1. Pixels become the class `none of these` where every agreement with the
-            given classes (see `LanguageModel.match`) is below, which is the probability of being of
-            the same trained class; 0.5 takes what is more likely another thing. 0: no such class.
-
-    Raises:
-        InputError: a value out of its range.
-    """
-
-    max_side: int = MAX_SIDE
-    tile: int | None = None
+    names: list[str]
+    text: Tensor | None = None  # (K, C), of the classes; None: the model's, compared by cosine
     compare: str = "anchored"
     none_below: float = 0.0
+    max_side: int = MAX_SIDE
+    tile: int | None = None
 
     def __post_init__(self):
-        if self.max_side < MIN_SIDE:
-            raise InputError(f"max_side={self.max_side}: it must be at least {MIN_SIDE}")
-        if self.tile is not None and (self.tile < MIN_SIDE or self.tile % MIN_SIDE):
-            raise InputError(f"tile={self.tile}: give a multiple of {MIN_SIDE}, such as 1024")
-        if self.compare not in COMPARE:
-            raise InputError(f"compare={self.compare!r}: choose {', '.join(COMPARE)}")
-        if self.none_below and self.compare == "clip":
-            raise InputError("none_below needs the agreement: choose compare='anchored'")
-        if not 0 <= self.none_below <= 1:
-            raise InputError(f"none_below={self.none_below}: choose a value in 0..1, such as 0.5")
+        tile, none_below = MIN_SIDE if self.tile is None else self.tile, self.none_below
+        for is_wrong, message in (
+            (self.max_side < MIN_SIDE, f"max_side={self.max_side}: choose at least {MIN_SIDE}"),
+            (tile < MIN_SIDE or tile % MIN_SIDE, f"tile={tile}: choose a multiple of {MIN_SIDE}"),
+            (self.compare not in COMPARE, f"compare={self.compare!r}: choose {', '.join(COMPARE)}"),
+            (none_below and self.compare == "clip", "none_below excludes compare='clip'"),
+            (not 0 <= none_below <= 1, f"none_below={none_below}: choose a value in 0..1"),
+            (len(self.names) > 255, f"{len(self.names)} classes: ids are uint8, give at most 255"),
+        ):
+            if is_wrong:
+                raise InputError(message)
 
 
 class Segmenter:
     """A run's model, loaded once by `load`, that segments any image into any classes.
 
-    In its methods `image` is what `read_rgb` accepts; `classes` are a list of words, a mapping
-    {class: [prompt, ...]}, a text or file for `models.text.parse_classes` ("road, car | lorry"),
-    or None for the run's own 11 classes; `options` are those of `Options`.
+    In its methods `image` is what `read_rgb` accepts; `classes` are what `data.words.parse_classes`
+    accepts (["road", "car"], {"car": ["car", "lorry"]}, "road, car | lorry", a file), or None for
+    the model's. The arguments of `segment` have the same meaning everywhere.
 
     Attributes:
         model: in evaluation mode; its `forward` takes (N, 3, H, W) images.
         experiment: the settings of the run.
-        classes: names of the run's own 11 classes.
+        classes: names of the model's classes.
         temperature: divides the cosines in the softmax of the loss.
     """
 
@@ -173,279 +130,209 @@ class Segmenter:
         experiment: Experiment,
         text_encoder: Callable[[], TextEncoder] | None,
     ):
-        """`text_encoder` is called for words that are not the run's own; None for SwiftNet."""
+        """`text_encoder` is called for words that are not the model's; None for SwiftNet."""
         self.model, self.experiment = model, experiment
         self.temperature: float = model.temperature
-        self.classes = list(CLASSES)
+        self.classes = list(model.names)
         self._text_encoder = text_encoder
+        named = tuple((name,) for name in model.names)  # SwiftNet has names alone
+        self._prompts = named if text_encoder is None else model.vocabulary.prompts
         self._embedded: dict[tuple, Tensor] = {}  # by prompts: many images, the same classes
         self._device = next(model.parameters()).device
 
     @torch.inference_mode()
     def segment(
-        self, image: ImageLike, classes: Classes | None = None, **options: object
+        self,
+        image: ImageLike,
+        classes: Classes | None = None,
+        *,
+        compare: str = "anchored",
+        none_below: float = 0.0,
+        max_side: int = MAX_SIDE,
+        tile: int | None = None,
     ) -> Segmentation:
         """The best class of each pixel; ids are upsampled nearest.
 
+        Args:
+            compare: `anchored` (words stand for classes of training: "house" for "building"),
+                `cosine` (the thesis's way), or `clip` (words for things that were not trained; a
+                frozen CLIP only), see `Match.scores`. The model's classes, and words by a model
+                that was not trained, are always compared by cosine.
+            none_below: in 0..1. Pixels become the class `none of these` where every agreement with
+                the classes (see `LanguageModel.match`) is below this. 0: no such class.
+            max_side: a larger image is reduced to this many pixels for the model.
+            tile: a multiple of 32. The image keeps its size, whatever `max_side`: the model sees
+                squares of this many pixels that overlap by a quarter or more, and scores are
+                blended linearly over the overlap. Tiles keep small objects of large images, but the
+                model sees no more than a tile N at once. Memory, next to model, image and result:
+                about 9 K N W bytes for an image W wide, and 25 K N^2 for the scores of one tile.
+
         Raises:
             InputError: an image or classes that cannot be read, a prompt that cannot be embedded,
-                a text bank or weights, needed for other words than the run's own, that are missing
-                or of other content; words for SwiftNet, which has its own classes only.
+                files for it that are missing or others, words for SwiftNet, a value out of range.
         """
-        how = Options(**options)
-        names, text = self._ask(classes, how)
-        if len(names) == 1:
-            warnings.warn(one_class_note(names[0]), stacklevel=3)
+        sizes = {"max_side": max_side, "tile": tile}
+        query = self._query(classes, compare=compare, none_below=none_below, **sizes)
+        if len(query.names) == 1:
+            warnings.warn(one_class_note(query.names[0]), stacklevel=3)
         rgb = read_rgb(image)
-        if how.tile and max(rgb.shape) > how.tile:
-            bands = self._bands(rgb, text, how)
+        if tile and max(rgb.shape) > tile:
+            bands = self._bands(rgb, query)
             ids = np.concatenate([best_class(band[None])[0].cpu().numpy() for band in bands])
-            return Segmentation(rgb, ids, names)
+            return Segmentation(rgb, ids, query.names)
         with autocast(self._device):
-            images = self._input(rgb, how)
-            if text is None:
+            images = self._input(rgb, query)
+            if query.text is None:
                 found = self.model.segment(images)
             else:
-                found = best_class(self._logits(images, text, how))
+                found = best_class(self._logits(images, query))
         resized = Image.fromarray(found[0].cpu().numpy())
         resized = resized.resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
-        return Segmentation(rgb, np.array(resized), names)
+        return Segmentation(rgb, np.array(resized), query.names)
 
     @torch.inference_mode()
     def cosines(
-        self, image: ImageLike, classes: Classes | None = None, **options: object
+        self, image: ImageLike, classes: Classes | None = None, **sizes: int | None
     ) -> np.ndarray:
         """(K, H, W) float32 cosine similarities in [-1, 1], upsampled bilinearly.
 
-        Raises:
-            InputError: as `segment`, and any use of SwiftNet.
+        Takes `max_side` and `tile` as `segment` does; `InputError` also for any use of SwiftNet.
         """
         self.need_language()
-        how = replace(Options(**options), compare="cosine", none_below=0.0)
-        return self._array(
-            image, classes, how, np.float32, lambda band: (band * self.temperature).clamp(-1, 1)
-        )
+        query = self._query(classes, compare="cosine", none_below=0.0, **sizes)
+        return self._array(image, query, np.float32, lambda x: (x * self.temperature).clamp(-1, 1))
 
     @torch.inference_mode()
     def probabilities(
         self, image: ImageLike, classes: Classes | None = None, **options: object
     ) -> np.ndarray:
-        """(K, H, W) float16 in 0..1: the softmax over these classes, with `none of these` if any.
+        """(K, H, W) float16: the softmax over the classes; options and errors as of `segment`."""
+        query = self._query(classes, **options)
+        return self._array(image, query, np.float16, lambda x: x.softmax(0))
 
-        Float16 holds about three digits.
+    def similarity(self, classes: Classes) -> np.ndarray:
+        """(n, K) float32 cosine similarities of n classes with the model's, by text embeddings."""
+        vectors = self.vocabulary(classes).vectors  # raises for SwiftNet
+        return (vectors @ self.model.text.T).cpu().numpy()
 
-        Raises:
-            InputError: as `segment`.
-        """
-        how = Options(**options)
-        return self._array(image, classes, how, np.float16, lambda band: band.softmax(0))
+    def vocabulary(self, classes: Classes) -> Vocabulary:
+        """Classes with their text embeddings, on the model's device; `InputError` as `cosines`.
 
-    def similarity(self, prompts: str | Sequence[str]) -> np.ndarray:
-        """(n, 11) float32 cosine similarities of n prompts' embeddings with the run's classes'."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        return self.embed(list(prompts)) @ self.model.text.cpu().numpy().T
-
-    def embed(self, classes: Classes | None = None) -> np.ndarray:
-        """(K, C) float32 text embeddings of classes, rows of length one.
-
-        Raises:
-            InputError: as `cosines`.
+        The text encoder is loaded only for prompts that are not the model's.
         """
         self.need_language()
-        text = self._ask(classes, Options())[1]
-        return (self.model.text if text is None else text).cpu().numpy().copy()
-
-    def vocabulary_shift(
-        self, frames: Frames, wordings: Mapping[str, Wording] = WORDINGS
-    ) -> dict[str, object]:
-        """Scores with other words for the classes than those of training: vocabulary.json.
-
-        Returns:
-            wordings: see `evaluation.vocabulary_shift`.
-            held_out: names of the classes that were void in training.
-            held_out_scores: {way of comparison: `evaluation.held_out_scores`}, if there are any.
-            experiment, test_frames, digest: what was measured.
-
-        Raises:
-            InputError: SwiftNet; a wording that cannot be embedded.
-        """
-        self.need_language()
-        found = vocabulary_shift(self.model, self.embed, frames, wordings)
-        held_out, own = self.experiment.held_out_classes, found["own"]
-        ways = [way for way in COMPARE if held_out and way in own]
-        return {
-            "experiment": self.experiment.name,
-            "test_frames": len(frames),
-            "digest": frames.digest,
-            "wordings": found,
-            "held_out": held_out,
-            "held_out_scores": {way: held_out_scores(own[way]["iou"], held_out) for way in ways},
-        }
-
-    def export(
-        self, path: str | Path, classes: Classes | None = None, text_input: bool = False
-    ) -> dict[str, str]:
-        """Write the model as an ONNX file; returns the metadata in it, which describe its inputs.
-
-        The graph maps `image`, (N, 3, H, W) uint8, to `scores`, (N, K, H, W) float32: cosines by
-        `cosine_logits_float32`, other words compared as in `segment` (the scores of `Match` times
-        the temperature), or SwiftNet's logits. N, H, W are dynamic, sides at least 32.
-
-        Args:
-            classes: their text embeddings become a constant of the graph.
-            text_input: text vectors are a second input of the graph: `text`, (K, C) float32, K
-                dynamic, rows of any length but zero in the space of the run's text embeddings.
-
-        Raises:
-            InputError: a model on a GPU; onnx or onnxscript is missing; classes or `text_input` for
-                SwiftNet; both; classes as for `segment`; weights over the 2 GB of an ONNX file.
-        """
-        if self._device.type != "cpu":
-            raise InputError("load the run with device='cpu' to export it")
-        if classes is not None and text_input:
-            raise InputError("with text as an input, classes are chosen later: leave out one")
-        language = classes is not None or text_input or self._text_encoder is not None
-        names, compared = self._ask(classes, Options())
-        text = torch.from_numpy(self.embed(classes)) if language else None
-        words = (text_input or compared is not None) and len(self.model.anchors) > 0
-        scores = "cosines in [-1, 1]" if language else "logits"
-        if words:
-            scores = "comparisons with the words, through the classes of training"
-        about = {
-            "experiment": self.experiment.name,
-            "image": f"(N, 3, H, W) uint8, RGB; H and W are at least {MIN_SIDE}",
-            "temperature": str(self.temperature),
-            "scores": f"(N, K, H, W) float32 {scores}; the largest of K is the class of the pixel, "
-            "and the softmax of scores / temperature its probability",
-        }
-        if text_input:
-            name, bank = self.experiment.encoder, self.experiment.text_bank
-            source = f"tower {TINY if name == RESNET18 else name}"
-            source = f"bank {Path(bank).name}" if bank else source
-            about["text"] = (
-                f"(K, {text.shape[1]}) float32, a vector per class, by the text {source}"
-            )
-        else:
-            about["classes"] = json.dumps(names, ensure_ascii=False)
-        from camvid_lang.models.export import onnx_graph
-
-        with atomic_write(path) as file:
-            file.write(onnx_graph(self.model, text, words, text_input, about))
-        return about
-
-    def need_language(self) -> None:
-        """Raise InputError for SwiftNet."""
-        if self._text_encoder is None:
-            raise InputError(
-                f"{self.experiment.name} segments its own 11 classes only: choose a run of "
-                "bilinear-*, adapter-*, frozen-* or full-* for other words"
-            )
-
-    def _ask(self, classes: Classes | None, how: Options) -> tuple[list[str], Tensor | None]:
-        """The classes' names and text (K, C), None for the run's own."""
-        prompts = None if classes is None else parse_classes(classes)
-        if how.none_below and not (prompts and len(getattr(self.model, "anchors", ()))):
-            raise InputError(
-                f"none_below={how.none_below}: it needs classes in words, and a run that was "
-                "trained with language; leave it out"
-            )
-        if prompts is None:
-            return self.classes, None
-        names = list(prompts)
-        plain = not (how.none_below or self.model.unseen)  # which was not trained with all words
-        if plain and self.model.prompts and [*prompts.values()] == [*self.model.prompts.values()]:
-            return names, None
-        if len(names) + bool(how.none_below) > 255:
-            raise InputError(f"{len(names)} classes: ids are uint8, give at most 255")
-        if self._text_encoder is None and names == self.classes:
-            return names, None
-        self.need_language()
-        if how.compare == "clip" and len(self.model.anchors) and not self.model.has_clip_map:
-            raise InputError(
-                f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its "
-                "text, frozen; choose a run of frozen-* or adapter-*, or another compare"
-            )
-        if how.none_below:
-            names.append(NONE_OF_THESE)
-        return names, self._embed([*prompts.values()])
-
-    def _embed(self, groups: Sequence[Sequence[str]]) -> Tensor:
-        """(K, C) on the device, for K groups of prompts; the run's own need no text encoder."""
+        prompts = parse_classes(classes)
 
         def key(group: Sequence[str]) -> tuple[str, ...]:
             return tuple(map(str.lower, group))
 
         if not self._embedded:
-            own = map(key, self.model.prompts.values())
-            self._embedded = dict(zip(own, self.model.text, strict=True))
-        if new := {key(group): group for group in groups if key(group) not in self._embedded}:
-            named = {" | ".join(group): group for group in new.values()}
-            vectors = embed_classes(named, self._text_encoder()).to(self._device)
-            self._embedded |= zip(new, vectors, strict=True)
-        return torch.stack([self._embedded[key(group)] for group in groups])
+            self._embedded |= zip(map(key, self._prompts), self.model.text, strict=True)
+        if new := {n: group for n, group in prompts.items() if key(group) not in self._embedded}:
+            found = embed(new, self._text_encoder()).to(self._device)
+            self._embedded |= zip(map(key, found.prompts), found.vectors, strict=True)
+        vectors = torch.stack([self._embedded[key(group)] for group in prompts.values()])
+        return Vocabulary(tuple(prompts), tuple(map(tuple, prompts.values())), vectors)
+
+    def vocabulary_shift(
+        self, frames: Frames, asked: Mapping[str, Wording] | None = None
+    ) -> dict[str, object]:
+        """`evaluation.vocabulary_shift` of this model, as vocabulary.json holds it."""
+        self.need_language()
+
+        def vectors(phrases: list[str]) -> Tensor:
+            unique = list(dict.fromkeys(phrases))  # one phrase may stand for two classes
+            return self.vocabulary(unique).vectors[[unique.index(phrase) for phrase in phrases]]
+
+        found = vocabulary_shift(self.model, vectors, frames, asked)
+        measured = {"test_frames": len(frames), "digest": frames.digest, "wordings": found}
+        return {"experiment": self.experiment.name, **measured}
+
+    def need_language(self) -> None:
+        """Raise InputError for SwiftNet."""
+        if self._text_encoder is None:
+            raise InputError(
+                f"{self.experiment.name} has fixed classes, its 11: choose a run of bilinear-*, "
+                "adapter-*, frozen-* or full-* for other words"
+            )
+
+    def _query(self, classes: Classes | None, **options: object) -> _Query:
+        """The arguments of `segment`, checked, with the vectors of the classes."""
+        prompts = None if classes is None else parse_classes(classes)
+        query = _Query(list(prompts or self.classes), **options)
+        anchors = len(getattr(self.model, "anchors", ()))
+        if query.none_below and not (prompts and anchors):
+            raise InputError(
+                f"none_below={query.none_below}: it needs classes in words, and a run that was "
+                "trained with language; leave it out"
+            )
+        if query.compare == "clip" and prompts and anchors and not self.model.has_clip_map:
+            raise InputError(
+                f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its "
+                "text, frozen; choose a run of frozen-* or adapter-*, or another compare"
+            )
+        is_other = prompts and tuple(map(tuple, prompts.values())) != self._prompts
+        if query.none_below or is_other:
+            query.text = self.vocabulary(prompts).vectors
+        query.names += [NONE_OF_THESE] if query.none_below else []
+        return query
 
     def _array(
-        self,
-        image: ImageLike,
-        classes: Classes | None,
-        how: Options,
-        dtype: type,
-        function: Callable[[Tensor], Tensor],
+        self, image: ImageLike, query: _Query, dtype: type, function: Callable[[Tensor], Tensor]
     ) -> np.ndarray:
         """(K, H, W): a function of the logits of each pixel."""
-        names, text = self._ask(classes, how)
         rgb, row = read_rgb(image), 0
-        array = np.empty((len(names), *rgb.shape[:2]), dtype)
-        for band in self._bands(rgb, text, how):
+        array = np.empty((len(query.names), *rgb.shape[:2]), dtype)
+        for band in self._bands(rgb, query):
             array[:, row : row + band.shape[1]] = function(band).cpu().numpy()
             row += band.shape[1]
         return array
 
-    def _bands(self, rgb: np.ndarray, text: Tensor | None, how: Options) -> Iterator[Tensor]:
+    def _bands(self, rgb: np.ndarray, query: _Query) -> Iterator[Tensor]:
         """The image's logits (K, rows, W) from top to bottom: at once, or by rows of tiles."""
-        if not how.tile or max(rgb.shape) <= how.tile:
-            yield self._upsampled(rgb, text, how)
+        if not query.tile or max(rgb.shape) <= query.tile:
+            yield self._upsampled(rgb, query)
             return
-        down, across = (_tiles(side, how.tile) for side in rgb.shape[:2])
+        down, across = (_tiles(side, query.tile) for side in rgb.shape[:2])
         ends = [*(top for top, _ in down[1:]), len(rgb)]
-        count = len(self.classes) if text is None else len(text) + bool(how.none_below)
-        rest = torch.zeros(count, 0, rgb.shape[1], device=self._device)
+        rest = torch.zeros(len(query.names), 0, rgb.shape[1], device=self._device)
         for (top, fade), end in zip(down, ends, strict=True):
             # The tiles below add to the rest.
             band = F.pad(rest, (0, 0, 0, len(fade) - rest.shape[1]))
             for left, ramp in across:
                 tile = rgb[top : top + len(fade), left : left + len(ramp)]
                 weights = (fade[:, None] * ramp).to(self._device)
-                part = self._upsampled(tile, text, how).mul_(weights)
+                part = self._upsampled(tile, query).mul_(weights)
                 band[..., left : left + len(ramp)] += part
             rest = band[:, end - top :].clone()
             yield band[:, : end - top]
 
-    def _upsampled(self, rgb: np.ndarray, text: Tensor | None, how: Options) -> Tensor:
+    def _upsampled(self, rgb: np.ndarray, query: _Query) -> Tensor:
         """Logits (K, H, W) float32, upsampled bilinearly where the model sees a smaller image."""
         with autocast(self._device):
-            logits = self._logits(self._input(rgb, how), text, how).float()
+            logits = self._logits(self._input(rgb, query), query).float()
         return F.interpolate(logits, rgb.shape[:2], mode="bilinear")[0]
 
-    def _logits(self, images: Tensor, text: Tensor | None, how: Options) -> Tensor:
+    def _logits(self, images: Tensor, query: _Query) -> Tensor:
         """(N, 3, h, w) -> (N, K, h, w), whose softmax are the probabilities."""
+        text = query.text
         if text is None:
             return self.model(images) / self.temperature
-        by_cosine = how.compare == "cosine" or not len(self.model.anchors)
-        if by_cosine and not how.none_below:  # no need of the anchors
+        by_cosine = query.compare == "cosine" or not len(self.model.anchors)
+        if by_cosine and not query.none_below:  # no need of the anchors
             return self.model(images, text) / self.temperature
-        match = self.model.match(images, text, how.compare == "clip")
-        logits = match.scores(self.temperature, how.compare)
-        if how.none_below:  # largest exactly where no agreement reaches `none_below`
+        match = self.model.match(images, text, query.compare == "clip")
+        logits = match.scores(self.temperature, query.compare)
+        if query.none_below:  # largest exactly where no agreement reaches `none_below`
             best, agreement = (x.amax(1, keepdim=True) for x in (logits, match.agreement))
             tiny = torch.finfo(agreement.dtype).tiny
-            none = best + math.log(how.none_below) - agreement.clamp_min(tiny).log()
+            none = best + math.log(query.none_below) - agreement.clamp_min(tiny).log()
             logits = torch.cat([logits, none], dim=1)
         return logits
 
-    def _input(self, rgb: np.ndarray, how: Options) -> Tensor:
+    def _input(self, rgb: np.ndarray, query: _Query) -> Tensor:
         """(1, 3, h, w) uint8 on the device; each side at least 32 pixels."""
-        scale = min(1.0, (how.tile or how.max_side) / max(rgb.shape))
+        scale = min(1.0, (query.tile or query.max_side) / max(rgb.shape))
         size = [max(MIN_SIDE, round(side * scale)) for side in rgb.shape[1::-1]]
         resized = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
         return torch.from_numpy(resized).permute(2, 0, 1)[None].to(self._device)
@@ -469,10 +356,7 @@ def read_rgb(image: ImageLike) -> np.ndarray:
 
     Args:
         image: a path, a PIL image of any mode, or an array (H, W) or (H, W, 1, 3 or 4), integers in
-            0..255 or floats in 0..1.
-
-    Raises:
-        InputError: a file that cannot be read, another shape, values out of range.
+            0..255 or floats in 0..1; `InputError` for anything else.
     """
     if isinstance(image, str | Path):
         with image_errors(image), Image.open(image) as file:
@@ -504,20 +388,6 @@ def _from_array(image: ImageLike) -> Image.Image:
         raise InputError(f"{array.dtype} values {low:g} to {high:g}: scale the image to 0..{top}")
     pixels = ((array * 255).round() if top == 1 else array).astype(np.uint8)
     return Image.fromarray(pixels.reshape(array.shape[:2]) if channels == 1 else pixels)
-
-
-def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
-    """A colour (RGB, 0..255) for each class: CamVid's for its classes, distinct ones for others.
-
-    Example:
-        >>> class_colours(["sky", "lorry"])
-        [(128, 128, 128), (230, 69, 69)]
-    """
-    camvid = dict(zip((*CLASSES, "void"), PALETTE, strict=True)) | {NONE_OF_THESE: (0, 0, 0)}
-    # Steps of the golden ratio spread any number of hues; three brightnesses take turns.
-    hues = (colorsys.hsv_to_rgb(k * 0.618 % 1, 0.7, 0.9 - k % 3 * 0.15) for k in count())
-    others = (tuple(round(255 * part) for part in hue) for hue in hues)
-    return [camvid[name] if name in camvid else next(others) for name in names]
 
 
 def one_class_note(name: str) -> str:

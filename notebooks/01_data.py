@@ -22,7 +22,7 @@ DRIVE = False  # @param {type: "boolean"}
 # | choice | meaning |
 # |---|---|
 # | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, some ten minutes of a T4 for a frozen model. `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
-# | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: drawn road scenes, no download. Or a folder of your own in the same layout, or a zip or tar file of one. |
+# | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: 660 drawn road scenes, which the package carries. Or a folder of your own in the same layout, or a zip or tar file of one. |
 # | `DRIVE` | Mounts Google Drive (Colab only; elsewhere write a folder instead) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
 # | `RUNS` | In the notebooks that train: which experiments. A run that was interrupted is resumed, a finished one is read. |
 # | `FRESH` | In the notebooks that train: runs to start over, as in `frozen-names`. What they left is deleted, also on Drive; empty the field before you leave. |
@@ -104,7 +104,7 @@ class_frequencies(counts)
 # %%
 from IPython.display import Markdown
 
-from camvid_lang.models.text import class_prompts
+from camvid_lang.data.words import class_prompts
 
 descriptions = class_prompts("descriptions")
 Markdown("\n".join(f"* **{name}**: {prompts[0]}" for name, prompts in descriptions.items()))
@@ -121,14 +121,14 @@ Markdown("\n".join(f"* **{name}**: {prompts[0]}" for name, prompts in descriptio
 
 # %%
 from camvid_lang.models.encoder import load_clip
-from camvid_lang.models.text import CLIPTextEncoder, embed_classes
+from camvid_lang.models.text import CLIPTextEncoder, embed
 from camvid_lang.report.figures import similarity_matrices
 
 experiment = session.configure("bilinear-names")
 encoder = CLIPTextEncoder(load_clip(experiment.encoder, experiment.weights), experiment.encoder)
 matrices = {}
 for text_set in ("names", "descriptions"):
-    text = embed_classes(class_prompts(text_set), encoder)  # (11, C), rows of length 1
+    text = embed(class_prompts(text_set), encoder).vectors  # (11, C), rows of length 1
     matrices[text_set.capitalize()] = (text @ text.T).numpy()
 similarity_matrices(matrices)
 

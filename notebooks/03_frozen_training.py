@@ -8,7 +8,7 @@
 # computed without a large feature map, two training runs with their curves, and table 7.3 next to
 # your scores. The thesis reports 63.16 % mIoU with names and 62.99 % with descriptions (CamVid test).
 # On a T4 expect about half an hour for each run at 240 epochs (14 PFLOP; an estimate), or some
-# ten minutes for each with the profile `quick`; after its first epoch a run prints what it measured. Turn
+# ten minutes for each with the profile `quick`; the progress bar shows the time left. Turn
 # on `DRIVE`, and if Colab disconnects, press *Run all* again. Without a GPU, the profile `cpu` trains
 # a smaller model.
 
@@ -106,9 +106,10 @@ print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 # $$ \eta_e = \eta_0 \left( \rho + (1 - \rho) \, \frac{1 + \cos(\pi e / E)}{2} \right),
 # \qquad \rho = \tfrac{1}{400}. $$
 #
-# After each epoch a checkpoint is saved with all that the next epoch depends on: weights, optimizer,
-# gradient scaler and random states. A run that was killed and resumed therefore ends with the same
-# weights as one that was not. With `DRIVE` on, checkpoints are copied to Drive in the background.
+# After each epoch a checkpoint is saved with weights, optimizer and gradient scaler; the crops of the
+# next epoch depend on the seed and the epoch only. A run that was killed and resumed therefore ends
+# with the same weights as one that was not. With `DRIVE` on, checkpoints are copied to Drive in the
+# background.
 
 # %%
 for name in session.names:

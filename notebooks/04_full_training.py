@@ -7,8 +7,8 @@
 # model without language, is trained for comparison. You will see tables 7.5 and 7.6 next to your
 # scores: the thesis reports 62.42 % mIoU, 63.76 % with the narrow pyramid and 64.52 % with SwiftNet
 # (CamVid test). These are the longest runs. On a T4 expect about an hour for each at 400 epochs
-# (34 PFLOP; an estimate), over as many Colab sessions as it takes: turn on `DRIVE`. After its first
-# epoch a run prints what it measured.
+# (34 PFLOP; an estimate), over as many Colab sessions as it takes: turn on `DRIVE`. The progress
+# bar shows the time left.
 
 # %%
 # {{setup}}
@@ -102,10 +102,5 @@ comparison(kept)
 #    54.3 to 54.6 %. And here?
 # 5. Set `SETTINGS` to `train_split=train, score_val=true`. The dotted curve is the mIoU on frames that
 #    were not trained on: when does it stop rising?
-# 6. Do you have another data set, with other classes? Bring it to CamVid's layout, list its classes in its
-#    `dataset.json` (`{"classes": ["road", "car | lorry"]}`), set `RUNS` to `full-names` and `SETTINGS` to
-#    `also=FOLDER`: both are trained on, each crop with the words of its own set. Two sets of drawn scenes, with 11 and
-#    with 7 classes: a model of both has 51.0 and 62.9 % mIoU on them, one of the first alone 50.7 and
-#    55.9, one of the second alone 19.4 and 64.6 (`benchmarks/joint.json`).
 #
 # Next: [5. Analysis](05_analysis.ipynb), all finished runs compared.

@@ -4,11 +4,10 @@
 # {{badge}}
 #
 # This notebook reads the finished runs of notebooks 2 to 4, on this machine or on Drive, and trains
-# nothing. You will see which model is best and what the numbers say in sentences, the tables of the
-# thesis next to your scores, where a model with language and SwiftNet differ, the same frame under
-# all models, and whether the classes that are confused are those with similar texts. It takes a
-# minute or two (an estimate, not yet timed). Where no run is finished yet, it shows those of the demo
-# on drawn scenes, which the package carries.
+# nothing. You will see which model is best, the tables of the thesis next to your scores, where a
+# model with language and SwiftNet differ, and the same frame under all models. It takes a minute or
+# two (an estimate, not yet timed). Where no run is finished yet, it shows those of the demo on drawn
+# scenes, which the package carries.
 
 # %%
 # {{setup}}
@@ -38,16 +37,16 @@ print("missing:", session.missing() or "none")
 # are shown for CamVid's whole test split only.
 
 # %%
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 from camvid_lang.report.figures import miou_bars
-from camvid_lang.report.tables import findings
+from camvid_lang.report.tables import finding
 
 published = {name: row["miou"] for name, row in session.published().items()}
 miou_bars({name: result["miou"] for name, result in results.items()}, published)
 
 # %%
-Markdown("\n".join(f"* {sentence}" for sentence in findings(results)))
+Markdown(finding(results))
 
 # %% [markdown]
 # ## Tables 7.1 to 7.6
@@ -100,17 +99,6 @@ matrix = np.array(results[best]["confusion"])[:11, :11]  # without void
 confusion(matrix, title=f"{best}: predictions for the pixels of each class")
 
 # %% [markdown]
-# Does the confusion follow the texts? Each point is a pair of classes. If similar texts were the
-# reason, the points would rise to the right, and the rank correlation would be near 1.
-
-# %%
-from camvid_lang.report.figures import confusion_and_similarity
-
-text_set = results[best]["settings"]["text_set"].capitalize()
-if kept[best] and text_set in kept[best].similarities:
-    display(confusion_and_similarity(matrix, kept[best].similarities[text_set]))
-
-# %% [markdown]
 # ## Loss and mIoU during training
 
 # %%
@@ -129,7 +117,7 @@ curves(trained) if trained else None
 from camvid_lang.device import pick_device
 from camvid_lang.evaluation import best_and_worst, predict
 from camvid_lang.report.figures import predictions
-from camvid_lang.run import load_run
+from camvid_lang.runs import load_run
 
 device = pick_device()
 model = load_run(session.folder(best))[0].to(device)

@@ -82,7 +82,7 @@ if segmenter.experiment.epochs:  # an untrained model has no trained classes
 # %% [markdown]
 # ## Your turn
 #
-# Choose a frame, upload an image or drop one on the field, write the classes separated by commas, and press *segment*.
+# Choose a frame or upload an image, write the classes separated by commas, and press *segment*.
 # `car | lorry` is one class with two prompts, whose embeddings are averaged. *save* writes the ids and
 # the blended image to the folder `segmented`. A word that is not similar to any class of the run is
 # reported: the model gives it pixels all the same.

@@ -1,21 +1,13 @@
-"""The classes: names, texts and colours, and the grouping of the original 32."""
+"""The classes: ids, texts, colours."""
 
 import open_clip
 
-from camvid_lang.data.classes import CLASSES, DESCRIPTIONS, GROUPS, ORIGINAL_COLOURS, PALETTE, VOID
+from camvid_lang.data.classes import CLASSES, DESCRIPTIONS, PALETTE, VOID
 
 
-def test_ids_are_those_of_the_release():
+def test_ids_and_colours_are_those_of_the_release():
     assert [CLASSES.index(name) for name in ("sky", "sign", "bicyclist")] == [0, 6, 10]
     assert len(CLASSES) == VOID == 11
-
-
-def test_each_original_class_is_in_one_group():
-    grouped = [member for members in GROUPS.values() for member in members]
-    assert len(ORIGINAL_COLOURS) == len(set(ORIGINAL_COLOURS.values())) == 32
-    assert tuple(GROUPS) == CLASSES
-    assert len(grouped) == len(set(grouped))
-    assert set(ORIGINAL_COLOURS) - set(grouped) == {"Void"}
     assert len(set(PALETTE)) == 12
     assert PALETTE[VOID] == (0, 0, 0)
 

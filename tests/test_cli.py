@@ -2,39 +2,42 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import unicodedata
 
 import numpy as np
 import pytest
 from conftest import write_manifest
 from PIL import Image
 
-import camvid_lang
 from camvid_lang import cli
 from camvid_lang.cli import main
 from camvid_lang.data import camvid
-from camvid_lang.data.classes import CLASSES, PALETTE, VOID
-from camvid_lang.experiments import EXPERIMENTS, Experiment
+from camvid_lang.data.classes import CLASSES
+from camvid_lang.errors import InputError
+from camvid_lang.experiments import EXPERIMENTS, SETTINGS
 from camvid_lang.report.thesis import THESIS_ROWS
 
 
-def smoke(name, data, out, *more):
-    return main(["run", name, "--data", str(data), "--out", str(out), "--profile", "smoke", *more])
+@pytest.fixture
+def done(capsys):
+    """`done(*arguments)`: what a command prints, which ends with exit code `code`."""
+
+    def run(*arguments, code=0):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        return capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
-def error_of(capsys):
-    """`error_of(code, *arguments)`: the one error line of a command that ends with exit code 1."""
+def error_of(done):
+    """`error_of(*arguments)`: the one error line of a command, which ends with exit code 1."""
 
     def run(*arguments):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 1
-        lines = capsys.readouterr().err.splitlines()
-        assert not any("Traceback" in line for line in lines)
+        lines = done(*arguments, code=1).err.splitlines()
         (error,) = [line for line in lines if line.startswith("error: ")]
         return error
 
@@ -42,444 +45,237 @@ def error_of(capsys):
 
 
 @pytest.fixture
+def smoke(finished):
+    """`smoke(name, out, *more)`: arguments of `run` on the tiny data set."""
+
+    def arguments(name, out, *more):
+        return "run", name, "--profile", "smoke", "--data", finished / "data", "--out", out, *more
+
+    return arguments
+
+
+@pytest.fixture
 def frame(finished):
     return next((finished / "data" / "test").iterdir())
 
 
-# run
-
-
-def test_a_run_writes_results_and_a_page_and_is_read_back(finished, tmp_path, capsys):
-    assert smoke("frozen-names", finished / "data", tmp_path) == 0
+def test_a_run_writes_results_and_a_page_and_is_read_back(smoke, done, tmp_path):
+    output = done(*smoke("frozen-names", tmp_path)).out
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["iou"]) == set(CLASSES)
     assert results["data"]["train_frames"] == 8
-    assert results["command"].startswith("python -m camvid_lang run frozen-names --data")
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"frozen-names: mIoU {results['miou']:.2f} %; {tmp_path / 'report.html'}"
-    assert "frozen" in (tmp_path / "report.html").read_text()
-    assert not list(tmp_path.glob("*.part"))
-    before = (tmp_path / "results.json").stat().st_mtime_ns
-    assert smoke("frozen-names", finished / "data", tmp_path) == 0
-    assert "finished before" in capsys.readouterr().out
-    assert (tmp_path / "results.json").stat().st_mtime_ns == before
+    assert results["command"].startswith("python -m camvid_lang run frozen-names --profile")
+    assert output.endswith(f" {results['miou']:.2f} %; {tmp_path / 'report.html'}\n")
+    assert "finished before" in done(*smoke("frozen-names", tmp_path)).out
 
 
-@pytest.mark.parametrize(
-    ("name", "complete", "split", "published"),
-    [
-        ("CamVid", True, "test", True),
-        ("CamVid", False, "test", False),
-        ("CamVid", True, "val", False),
-        ("streets", True, "test", False),
-    ],
-)
-def test_the_thesis_is_quoted_for_all_of_camvid_test_only(
-    name, complete, split, published, monkeypatch, capsys
-):
-    import camvid_lang.report.html
-    import camvid_lang.segmenter
-
-    data = {"name": name, "complete": complete}
+@pytest.mark.parametrize("frames", ["CamVid test", "CamVid val", "streets test", "part test"])
+def test_the_thesis_is_quoted_for_all_of_camvid_test_only(frames, smoke, done, monkeypatch):
+    name, split = frames.split()
+    data = {"name": name.replace("part", "CamVid"), "complete": name != "part"}
     results = {"miou": 61.234, "data": data, "settings": {"test_split": split}}
     results |= {"accuracy": 90.0, "mean_accuracy": 70.0, "iou": {"sky": 80.0, "pole": None}}
-    monkeypatch.setattr(sys.modules["camvid_lang.run"], "run", lambda *a, **k: results)
-    monkeypatch.setattr(camvid_lang.report.html, "report_runs", lambda *a, **k: "page.html")
-    assert smoke("frozen-names", "data", "out", "--set", f"test_split={split}") == 0
-    quoted = " (thesis: 63.16 %)" if published else ""
-    *table, last = capsys.readouterr().out.splitlines()
-    assert last == f"frozen-names: mIoU 61.23 %{quoted}; page.html"
-    assert [line.split() for line in table[-2:]] == [
-        ["IoU", "sky", "80.00", "%"],
-        ["IoU", "pole", "-"],
-    ]
-
-
-@pytest.mark.parametrize("name", ["frozen-names", "swiftnet"])
-def test_what_predict_writes_has_the_score_of_the_run(name, finished, tmp_path, capsys, error_of):
-    run, data = finished / name, finished / "data"
-    assert main(["predict", str(run), "--data", str(data), "--out", str(tmp_path / "ids")]) == 0
-    assert len(list((tmp_path / "ids").iterdir())) == 3
-    capsys.readouterr()
-    assert main(["score", str(tmp_path / "ids"), str(data / "testannot"), "--json"]) == 0
-    expected = json.loads((run / "results.json").read_text())
-    found = json.loads(capsys.readouterr().out)
-    assert {key: found[key] for key in ("miou", "accuracy", "iou")} == {
-        key: expected[key] for key in ("miou", "accuracy", "iou")
-    }
-    again = error_of("predict", run, "--data", data, "--out", tmp_path / "ids")
-    assert "is not empty" in again
+    monkeypatch.setattr("camvid_lang.runs.run", lambda *_, **__: results)
+    monkeypatch.setattr("camvid_lang.report.html.report_runs", lambda *_, **__: "page.html")
+    *_, sky, pole, last = done(*smoke("frozen-names", "out")).out.splitlines()
+    assert last.startswith("frozen-names: mIoU 61.23 %")
+    assert ("% (thesis: 63.16 %); page.html" in last) == (frames == "CamVid test")
+    assert (sky.split()[1:], pole.split()[1:]) == (["sky", "80.00", "%"], ["pole", "-"])
 
 
 @pytest.mark.slow(10)
 @pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {*THESIS_ROWS}))  # those: test_notebooks
-def test_every_experiment_runs_on_the_smoke_profile(name, finished, tmp_path):
-    assert smoke(name, finished / "data", tmp_path / name) == 0
-    assert json.loads((tmp_path / name / "results.json").read_text())["experiment"] == name
-
-
-def test_a_run_notes_how_its_data_differ_from_camvid(tmp_path, tiny_dataset, monkeypatch, capsys):
-    write_manifest(tiny_dataset, tmp_path / "manifest")
-    monkeypatch.setattr(camvid, "MANIFEST", tmp_path / "manifest")
-    monkeypatch.setattr(camvid, "SIZE", (96, 128))
-    assert smoke("bilinear-names", tiny_dataset, tmp_path / "whole") == 0
-    assert "note: " not in capsys.readouterr().out
-    for path in (tiny_dataset / "testannot").iterdir():
-        ids = np.array(Image.open(path))
-        Image.fromarray((ids + 1) % 12).save(path)
-    image = tiny_dataset / "train" / "train_000.png"
-    Image.open(image).rotate(180).save(image)
-    assert smoke("bilinear-names", tiny_dataset, tmp_path / "whole") == 0  # of the same ids
-    output = capsys.readouterr()
-    start = f"note: {tiny_dataset}: not the CamVid release: "
-    assert f"{start}3 labels shifted by one (void is 0; they are read as such), such" in output.out
-    assert "1 images that differ, such as train/train_000" in output.out
-    assert "warning" not in output.err
+def test_every_experiment_runs_on_the_smoke_profile(name, smoke, done, tmp_path):
+    done(*smoke(name, tmp_path))
+    assert json.loads((tmp_path / "results.json").read_text())["experiment"] == name
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frozen-nmes"], "'frozen-names'"),
-        (["frozen-names", "--set", "epoch=1"], "'epochs'"),
-        (["frozen-names", "--set", "epochs"], "--set epochs: write it as key=value"),
-        (["frozen-names", "--profile", "fast"], "profile"),
-        (["frozen-names", "--weights", "absent.safetensors"], "absent.safetensors"),
-        (["frozen-names", "--text-bank", "absent.npz"], "absent.npz"),
-        (["frozen-names", "--device", "tpu9"], "tpu9"),
-        (["frozen-names", "--device", "meta"], "meta"),
-        (["frozen-names", "--set", "text_set=absent.json"], "absent.json"),
-        (["frozen-names", "--data", "absent"], "absent"),
+        ("frozen-nmes", "'frozen-names'"),
+        ("frozen-names --set epochs", "--set epochs: write it as key=value"),
+        ("frozen-names --weights absent.safetensors", "absent.safetensors"),
+        ("frozen-names --text-bank absent.npz", "absent.npz"),
+        ("frozen-names --device tpu9", "tpu9"),
+        ("frozen-names --set text_set=absent.json", "absent.json"),
+        ("frozen-names --data absent", "absent"),
     ],
 )
-def test_bad_arguments_of_a_run_are_one_line(arguments, message, finished, tmp_path, error_of):
-    name, *rest = arguments
-    common = ("--data", finished / "data", "--out", tmp_path / "out", "--profile", "smoke")
-    assert message in error_of("run", name, *common, *rest)
+def test_bad_arguments_of_a_run_are_one_line(arguments, message, smoke, tmp_path, error_of):
+    name, *rest = arguments.split()
+    assert message in error_of(*smoke(name, tmp_path / "out", *rest))
 
 
-# segment
+def test_errors_name_flags(finished, smoke, frame, error_of):
+    run, wrong = finished / "frozen-names", finished / "other.bin"
+    wrong.write_bytes(b"other")
+    for flag in ("--text-bank", "--weights"):
+        error = error_of("segment", frame, "--run", run, "--out", "o", flag, wrong)
+        assert error.endswith(f"restore the file, or give its path ({flag} PATH)")
+    error = error_of(*smoke("frozen-names", run, "--set", "seed=1"))
+    assert error.startswith(f"error: {run} holds another run (seed was 0, now 1): ")
+    assert error.endswith("or start over with --fresh")
 
 
-def test_segment_any_words(finished, frame, tmp_path, capsys):
-    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    Image.fromarray(image).save(tmp_path / "street.jpg")
-    out = tmp_path / "out"
-    common = ("--run", finished / "frozen-names", "--out", out, "--checkpoint", "best")
-    words = ("--classes", "car|lorry, tree, the open sky")
-    arguments = ("segment", tmp_path / "street.jpg", finished / "data" / "val", *common, *words)
-    assert main([str(argument) for argument in arguments]) == 0
-    stems = ["street", *(path.stem for path in (finished / "data" / "val").iterdir())]
-    ids = np.array(Image.open(out / "street.png"))
-    assert ids.shape == (70, 90)
-    assert ids.max() < 3
-    overlay = Image.open(out / "street_overlay.png")
-    assert (overlay.mode, overlay.size) == ("RGB", (90, 70))
-    expected = {f"{stem}{end}.png" for stem in stems for end in ("", "_overlay")}
-    assert {path.name for path in out.iterdir()} == expected
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2].endswith("the open sky")
-    assert len(lines) == 3 + len(stems)
+@pytest.mark.parametrize("name", ["frozen-names", "swiftnet"])
+def test_what_segment_writes_of_the_test_frames_has_the_score_of_the_run(
+    name, finished, done, error_of, tmp_path
+):
+    run, data = finished / name, finished / "data"
+    expected = json.loads((run / "results.json").read_text())
 
+    def segment(out, *more):
+        return done("segment", data / "test", "--run", run, "--out", tmp_path / out, *more)
 
-def test_segment_writes_probabilities_and_legends_that_score_skips(finished, tmp_path, capsys):
-    data, own = finished / "data", ", ".join(CLASSES)
-    names = [path.stem for path in sorted((data / "test").iterdir())]
-    options = ["--run", finished / "swiftnet", "--out", tmp_path, "--classes", own]
-    options += ["--probabilities", "--legend", "--tile", "96"]
-    assert main(list(map(str, ["segment", data / "test", *options]))) == 0
-    output = capsys.readouterr()
-    assert output.out.count("_overlay.png") == len(names)
-    assert "/3 [" in output.err  # the progress bar
-    assert main(["score", str(tmp_path), str(data / "testannot")]) == 0
-    ids = np.array(Image.open(tmp_path / f"{names[0]}.png"))
-    assert Image.open(tmp_path / f"{names[0]}_overlay.png").height > ids.shape[0]
-    with np.load(tmp_path / f"{names[0]}_probabilities.npz") as file:
-        assert list(file["classes"]) == list(CLASSES)
+    def score(out):
+        return json.loads(done("score", tmp_path / out, data / "testannot", "--json").out)
+
+    segment("out")
+    assert score("out")["iou"] == pytest.approx(expected["iou"], abs=0.05)
+    (tmp_path / "out" / "stray_overlay.png").write_bytes(b"")
+    assert "stray_overlay.png" in error_of("score", tmp_path / "out", data / "testannot")
+    # Classes in words have the ids of their order, which the files name.
+    order = CLASSES if name == "swiftnet" else CLASSES[::-1]
+    more = ["--classes", ", ".join(order), "--probabilities", "--legend", "--tile", "96"]
+    assert "/3 [" in segment("named", *more).err  # the progress bar
+    assert score("named")["miou"] == pytest.approx(expected["miou"], abs=0.5)
+    stem = tmp_path / "named" / "test_000"
+    ids = np.array(Image.open(f"{stem}.png"))
+    assert Image.open(f"{stem}_overlay.png").height > ids.shape[0]
+    with np.load(f"{stem}_probabilities.npz") as file:
+        assert list(file["classes"]) == list(order)
         found = file["probabilities"]
-    assert found.dtype == np.float16
-    assert (found.argmax(axis=0) == ids).mean() > 0.99
+    best = np.take_along_axis(found, ids[None].astype(int), axis=0)[0]
+    assert (found.dtype, (found.max(axis=0) - best).max() < 0.02) == (np.float16, True)
+    if name == "frozen-names":
+        words = ", ".join([*CLASSES, "lorry"])
+        output = segment("other", "--classes", words, "--none-below", "0.9")
+        legend = [line.split(maxsplit=2)[2] for line in output.out.splitlines()[:13]]
+        assert legend == [*CLASSES, "lorry", "none of these"]
+        error = error_of("score", tmp_path / "other", data / "testannot")
+        assert "was segmented into 'lorry'" in error
+
+
+def test_score_warns_of_shifted_ids_until_a_card_says_how_they_count(scenes, tmp_path, done):
+    for path in (scenes / "testannot").iterdir():
+        shifted = (np.array(Image.open(path)) + 1) % 12
+        Image.fromarray(shifted).save(tmp_path / path.name)
+    warned = done("score", tmp_path, scenes / "testannot")
+    assert warned.err.startswith(f"warning: {tmp_path}: ids look shifted by one: if they count ")
+    (tmp_path / "dataset.json").write_text('{"first_id": 1, "void": 0}')
+    right = done("score", tmp_path, scenes / "testannot")
+    assert (right.err, right.out.count("100.00 %")) == ("", 14)
 
 
 def test_segment_never_overwrites_an_image(finished, frame, tmp_path, error_of):
     for name in ("street.png", "a.png", "a_overlay.png", "B.png", "b.jpg"):
         (tmp_path / name).write_bytes(frame.read_bytes())
-    (tmp_path / "empty").mkdir()
-    end = ("--classes", "car, tree", "--run", finished / "frozen-names", "--out")
-    assert "overwritten" in error_of("segment", tmp_path / "street.png", *end, tmp_path)
-    (tmp_path / "link").mkdir()
-    (tmp_path / "link" / "street.png").symlink_to(tmp_path / "street.png")
-    assert "overwritten" in error_of("segment", tmp_path / "street.png", *end, tmp_path / "link")
+    (tmp_path / "link").symlink_to(tmp_path)
+    run = ("--run", finished / "frozen-names", "--out")
+    for out in (tmp_path, tmp_path / "link"):
+        assert "overwritten" in error_of("segment", tmp_path / "street.png", *run, out)
     for pair in (("a.png", "a_overlay.png"), ("B.png", "b.jpg")):
         images = [tmp_path / name for name in pair]
-        assert "would both write" in error_of("segment", *images, *end, tmp_path / "o")
-    assert "no image in" in error_of("segment", tmp_path / "empty", *end, tmp_path / "o")
+        assert "would both write" in error_of("segment", *images, *run, tmp_path / "o")
     assert (tmp_path / "street.png").read_bytes() == frame.read_bytes()
     assert not (tmp_path / "o").exists()
 
 
-def test_segment_takes_folders_patterns_and_files(finished, frame, tmp_path, capsys, error_of):
-    photos = tmp_path / "photos"
+def test_segment_takes_folders_patterns_and_files(finished, frame, tmp_path, done, error_of):
+    photos, run = tmp_path / "photos", ("--run", finished / "frozen-names", "--out")
     (photos / "deeper.png").mkdir(parents=True)
-    for name in ("a.jpg", "b.PNG", "c[1].png", "notes.txt", "._a.jpg", "deeper.png/d.png"):
-        if name.endswith(("txt", "_a.jpg")):
-            (photos / name).write_bytes(b"not an image")
-        else:
-            Image.open(frame).save(photos / name)
-    end = ["--run", str(finished / "frozen-names"), "--classes", "car, tree", "--out"]
-
-    def segmented(*arguments):
-        out = tmp_path / str(len(list(tmp_path.iterdir())))
-        assert main(["segment", *map(str, arguments), *end, str(out)]) == 0
-        return sorted(p.stem for p in out.iterdir() if not p.stem.endswith("_overlay"))
-
-    assert segmented(photos) == ["a", "b", "c[1]"]
-    assert "note: skipped 2 that are not images (first: " in capsys.readouterr().out
-    assert segmented(photos / "*.jpg") == ["a"]
-    assert segmented(photos / "c[1].png") == ["c[1]"]  # a file, not a pattern
-    assert segmented(photos / "**" / "d.*", photos / "[ab].*", photos / "a.jpg") == ["a", "b", "d"]
+    for name in ("a.jpg", "b.PNG", "c[1].png", "deeper.png/d.png"):
+        Image.open(frame).save(photos / name)
+    for name in ("notes.txt", "._a.jpg"):
+        (photos / name).write_bytes(b"not an image")
+    several = photos / "**" / "d.*", photos / "[ab].*", photos / "a.jpg"
+    asked = {"a b c[1]": [photos], "c[1]": [photos / "c[1].png"], "a b d": several}
+    for names, images in asked.items():
+        out = tmp_path / names
+        printed = done("segment", *images, *run, out).out
+        assert {path.stem for path in out.iterdir()} == {
+            f"{name}{end}" for name in names.split() for end in ("", "_overlay")
+        }
+        assert ("note: skipped 2 that are not images (first: " in printed) == (images == [photos])
     for wrong in (photos / "*.tif", photos / "absent.png"):
-        assert f"{wrong}: no such file" in error_of("segment", photos, wrong, *end, tmp_path / "o")
-    assert "no image in" in error_of("segment", photos / "*.txt", *end, tmp_path / "o")
+        assert f"{wrong}: no such file" in error_of("segment", photos, wrong, *run, tmp_path / "o")
+    assert "no image in" in error_of("segment", photos / "*.txt", *run, tmp_path / "o")
+    assert str(photos) in error_of("segment", frame, "--run", photos, "--out", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
-def test_score_takes_what_segment_wrote(finished, tmp_path, capsys, error_of):
-    data, run = finished / "data", finished / "frozen-names"
-    expected = json.loads((run / "results.json").read_text())["miou"]
-
-    def score(name, *classes):
-        out = str(tmp_path / name)
-        common = ["--run", str(run), "--out", out, "--device", "cpu"]
-        assert main(["segment", str(data / "test"), *common, *classes]) == 0
-        capsys.readouterr()
-        assert main(["score", out, str(data / "testannot"), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)["miou"]
-
-    assert score("own") == pytest.approx(expected)
-    assert score("named", "--classes", ", ".join(CLASSES)) == pytest.approx(expected)
-    assert score("turned", "--classes", ", ".join(CLASSES[::-1])) == pytest.approx(expected)
-    arguments = ("--run", run, "--out", tmp_path / "other", "--classes", "car, lorry")
-    assert main(list(map(str, ("segment", data / "test", *arguments)))) == 0
-    error = error_of("score", tmp_path / "other", data / "testannot")
-    assert "was segmented into 'lorry': leave out --classes" in error
-    # What names its classes needs no options; the labels may.
-    (tmp_path / "ones").mkdir()
-    for path in (data / "testannot").iterdir():
-        ids = np.array(Image.open(path)).astype(int)
-        ones = np.where(ids == VOID, 0, ids + 1).astype(np.uint8)
-        Image.fromarray(ones).save(tmp_path / "ones" / path.name)
-    score_ones = ["score", str(tmp_path / "turned"), str(tmp_path / "ones"), "--json"]
-    assert main([*score_ones, "--first-id", "1", "--void", "0"]) == 0
-    assert json.loads(capsys.readouterr().out)["miou"] == pytest.approx(expected)
-    # More classes than CamVid has.
-    frame, label = (next((data / folder).iterdir()) for folder in ("test", "testannot"))
-    words = [*CLASSES, "a", "b", "c"]
-    found = camvid_lang.load(run, device="cpu").segment(frame, words)
-    found.save(tmp_path / "many" / "x")
-    (tmp_path / "one").mkdir()
-    shutil.copy(label, tmp_path / "one" / "x.png")
-    error = error_of("score", tmp_path / "many", tmp_path / "one")
-    assert "was segmented into 'a': leave out --classes" in error
-    (tmp_path / "own" / "stray_overlay.png").write_bytes(b"")
-    assert "stray_overlay.png" in error_of("score", tmp_path / "own", data / "testannot")
+def test_list_names_every_experiment(done):
+    out = done("list", "--profile", "cpu").out
+    assert all(name in out for name in ("21.19", *EXPERIMENTS))
+    rows = json.loads(done("list", "--json").out)
+    assert rows == [entry.settings() for entry in EXPERIMENTS.values()]
 
 
-def test_segment_needs_a_run(frame, tmp_path, error_of):
-    assert str(tmp_path) in error_of("segment", frame, "--run", tmp_path, "--out", tmp_path / "o")
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [("--text-bank", "other.bin is not an .npz"), ("--weights", "other.bin: not a state dict")],
-)
-def test_segment_takes_no_other_files_than_those_of_the_run(
-    option, message, finished, frame, tmp_path, error_of
-):
-    (tmp_path / "other.bin").write_bytes(b"other")
-    command = ("segment", frame, "--run", finished / "frozen-names", "--out", tmp_path / "o")
-    assert message in error_of(*command, option, tmp_path / "other.bin")
-
-
-# The other commands
-
-
-def test_list_names_every_experiment(capsys):
-    assert main(["list", "--profile", "cpu"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in EXPERIMENTS)
-    assert main(["list", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(EXPERIMENTS)
-    assert rows[0]["thesis"]["miou"] == 21.19
-
-
-def test_report_of_finished_runs(finished, tmp_path, capsys, error_of):
+def test_report_of_finished_runs(finished, tmp_path, done, error_of):
     page, file = tmp_path / "page.html", tmp_path / "runs.json"
-    runs = [str(finished / name) for name in ("frozen-names", "swiftnet")]
-    assert main(["report", *runs, "--out", str(page), "--json", str(file)]) == 0
-    assert capsys.readouterr().out.strip() == str(page)
+    runs = [finished / name for name in ("frozen-names", "swiftnet")]
+    assert done("report", *runs, "--out", page, "--json", file).out.strip() == str(page)
     assert "63.16" in page.read_text()
     assert set(json.loads(file.read_text())) == {"frozen-names", "swiftnet"}
     assert "absent" in error_of("report", tmp_path / "absent")
 
 
-def test_segment_finds_a_file_in_the_other_unicode_form(finished, tmp_path, capsys):
-    composed, apart = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
-    Image.new("RGB", (40, 32)).save(tmp_path / apart)
-    command = ["segment", str(tmp_path / composed), "--run", str(finished / "frozen-names")]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    Image.new("RGB", (40, 32)).save(tmp_path / composed)
-    both = ["segment", str(tmp_path / composed), str(tmp_path / apart), *command[2:]]
-    assert main([*both, "--out", str(tmp_path / "out")]) == 1
-    assert "would both write" in capsys.readouterr().err
-
-
-def test_score_of_a_folder(finished, tmp_path, capsys, error_of):
-    labels = finished / "data" / "testannot"
-    assert main(["score", str(labels), str(labels)]) == 0
-    assert capsys.readouterr().out.count("100.00 %") == 14
-    assert main(["score", str(labels), str(labels), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["miou"] == 100
-    assert "absent" in error_of("score", tmp_path / "absent", labels)
-
-
-def test_score_says_where_ids_look_shifted(finished, tmp_path, capsys):
-    labels, shifted = finished / "data" / "testannot", tmp_path / "shifted"
-    shifted.mkdir()
-    for path in labels.iterdir():
-        ids = (np.array(Image.open(path)) + 1) % 12
-        Image.fromarray(ids).save(shifted / path.name)
-    for folders, own in (((shifted, labels), "predictions"), ((labels, shifted), "labels")):
-        command = ["score", *map(str, folders)]
-        options = ["--first-id", "1", "--void", "0", "--ids-of", own]
-        assert main(command) == 0
-        output = capsys.readouterr()
-        assert f"warning: ids look shifted by one: if those of the {own} count" in output.err
-        assert " ".join(options) in output.err
-        assert main([*command, *options]) == 0
-        output = capsys.readouterr()
-        assert (output.err, output.out.count("100.00 %")) == ("", 14)
-    assert main(["score", str(shifted), str(shifted), "--first-id", "1", "--void", "0"]) == 0
-    assert capsys.readouterr().err == ""
-    for path in labels.iterdir():
-        ids = np.array(Image.open(path)) % 11  # a model never predicts void
-        one_low = np.where(ids == 0, 255, ids - 1).astype(np.uint8)
-        Image.fromarray(one_low).save(shifted / path.name)
-    assert main(["score", str(shifted), str(labels)]) == 0
-    hint = "if those of the predictions are one too low, mIoU is 100.00 %"
-    assert hint in capsys.readouterr().err
-
-
-def test_score_says_where_ids_of_both_look_counted_from_one(finished, tmp_path, capsys):
-    for path in (finished / "data" / "testannot").iterdir():
-        ids = (np.array(Image.open(path)) + 1) % 12
-        for folder, content in (("labels", ids), ("predictions", ids.clip(min=1))):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            Image.fromarray(content).save(tmp_path / folder / path.name)
-    command = ["score", str(tmp_path / "predictions"), str(tmp_path / "labels")]
-    assert main(command) == 0
-    assert "give --first-id 1 --void 0" in capsys.readouterr().err
-    assert main([*command, "--first-id", "1", "--void", "0", "--json"]) == 0
-    output = capsys.readouterr()
-    assert (output.err, json.loads(output.out)["miou"]) == ("", 100)
-
-
-def test_score_takes_colours_and_counts_unknown_ones(finished, tmp_path, capsys, error_of):
-    labels = finished / "data" / "testannot"
-    for path in labels.iterdir():
-        colours = np.array(PALETTE, np.uint8)[np.array(Image.open(path))]
-        Image.fromarray(colours).save(tmp_path / path.name)
-    assert main(["score", str(tmp_path), str(labels)]) == 0
-    assert capsys.readouterr().out.count("100.00 %") == 14
-    colours[-1, -3:] = 1, 2, 3
-    Image.fromarray(colours).save(tmp_path / path.name)
-    assert "(1, 2, 3) at row 95, column 125" in error_of("score", tmp_path, labels)
-    assert main(["score", str(tmp_path), str(labels), "--unknown-void"]) == 0
-    assert "warning: 3 pixels of unknown ids or colours are" in capsys.readouterr().err
-    assert "void 0 is the id of sky" in error_of("score", tmp_path, labels, "--void", "0")
-
-
-def test_data_verify_and_download(tiny_dataset, tmp_path, capsys, error_of):
-    assert main(["data", "verify", str(tiny_dataset)]) == 0
-    assert "6 train, 2 val, 3 test" in capsys.readouterr().out
+def test_data_verify_and_download(tiny_dataset, tmp_path, monkeypatch, done, error_of):
+    assert "6 train, 2 val, 3 test" in done("data", "verify", tiny_dataset).out
+    write_manifest(tiny_dataset, tmp_path / "manifest")
+    monkeypatch.setattr(camvid, "MANIFEST", tmp_path / "manifest")
+    copy = ("data", "download", tmp_path / "copy", "--from", tiny_dataset)
+    assert "6 train, 2 val, 3 test" in done(*copy).out
+    next((tiny_dataset / "train").iterdir()).unlink()
+    assert "fix what is listed above" in error_of("data", "verify", tiny_dataset)
     assert "absent" in error_of("data", "download", tmp_path / "x", "--from", tmp_path / "absent")
-
-
-@pytest.mark.camvid
-@pytest.mark.slow(10)
-def test_data_download_from_a_folder(camvid, tmp_path, capsys):
-    assert main(["data", "download", str(tmp_path / "camvid"), "--from", str(camvid)]) == 0
-    assert "367 train, 101 val, 233 test" in capsys.readouterr().out
-
-
-# Any command
 
 
 def test_help_version_and_wrong_usage(capsys):
     def exit_code(*arguments):
+        capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         return caught.value.code
 
     for name in ("", "data", *cli.COMMANDS):
         assert exit_code(*name.split(), "--help") == 0
-    capsys.readouterr()
     assert exit_code("run", "--help") == 0
     settings = capsys.readouterr().out
-    for key, field in Experiment.__dataclass_fields__.items():
-        assert (f" {key}={field.default} " in settings.replace("\n", " \n")) == (
-            key not in ("name", "model", "profile")
-        )
+    assert all(f"  {key}={field.default} " in settings for key, field in SETTINGS.items())
     assert exit_code("--version") == 0
     assert capsys.readouterr().out.startswith("camvid-lang 0.")
-    for wrong in ([], ["run", "frozen-names"], ["bench"], ["segment", "x.png", "--run", "r"]):
-        assert exit_code(*wrong) == 2
-
-
-def fail(error):
-    raise error
+    for wrong in ("", "run frozen-names", "bench", "predict r", "segment x.png --run r"):
+        assert exit_code(*wrong.split()) == 2
 
 
 @pytest.mark.parametrize(
-    ("action", "code", "message"),
+    ("error", "code", "message"),
     [
-        (lambda _: fail(KeyboardInterrupt()), 130, "interrupted\n"),
-        (lambda _: fail(FileNotFoundError(2, "No such file", "x")), 1, "error: x: No such file\n"),
-        (lambda _: fail(OSError("disk full")), 1, "error: disk full\n"),
-        (
-            lambda _: fail(MemoryError()),
-            1,
-            "error: out of memory: give smaller images or batches\n",
-        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'"),
+        (MemoryError(), 1, "error: out of memory: give smaller images or batches"),
+        (InputError("two\nlines"), 1, "error: two lines"),
     ],
 )
-def test_exit_codes(action, code, message, monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "list", (action, []))
-    action.__doc__ = "A command."
-    assert main(["list"]) == code
-    assert capsys.readouterr().err == message
-
-
-def test_sigterm_unwinds_with_143(monkeypatch):
+def test_exit_codes(error, code, message, monkeypatch, done):
     def action(_):
         """A command."""
-        os.kill(os.getpid(), signal.SIGTERM)
+        raise error
 
     monkeypatch.setitem(cli.COMMANDS, "list", (action, []))
-    with pytest.raises(SystemExit) as caught:
-        main(["list"])
+    assert done("list", code=code).err == f"{message}\n"
+    with pytest.raises(SystemExit) as caught:  # unwinds
+        os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 143
 
 
 def test_the_module_is_the_command():
     def run(*arguments, **environment):
-        return subprocess.Popen(
-            [sys.executable, "-m", "camvid_lang", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
+        command = [sys.executable, "-m", "camvid_lang", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 
     out, error = run("list", "--json", PYTHONWARNINGS="error").communicate()
     assert len(json.loads(out)) == len(EXPERIMENTS), error

@@ -1,87 +1,85 @@
-"""The demo on a handful of scenes: rows, chance, other words, and one page."""
+"""The demo on a handful of scenes: rows, other words, one page; stopped and resumed."""
 
 import json
 import re
+import subprocess
+import sys
+import time
+from functools import partial
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.carry import carry
+import camvid_lang as cl
 from camvid_lang import demo
 from camvid_lang.cli import main
-from camvid_lang.data.classes import VOID
-from camvid_lang.demo import CARRIED
-from camvid_lang.experiments import EXPERIMENTS, configure
+from camvid_lang.data.classes import CLASSES, VOID
+from camvid_lang.evaluation import chance_scores
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import read_figures, read_results
-from camvid_lang.run import run
-from camvid_lang.scenes.dataset import draw_scene, scene_seed
-from camvid_lang.segmenter import load
+from camvid_lang.results import RunFolder
 
-LIKE_OTHERS = ("adapter-descriptions", "frozen-descriptions", "full-descriptions")
+SMALL = """if True:
+    from functools import partial
+    from camvid_lang import demo
+    demo.unpack_scenes = partial(demo.unpack_scenes, limit=4)
+    demo.run_demo({out!r}, epochs=1, fresh=True)
+"""
 
 
-@pytest.mark.slow(100)
-def test_the_demo_runs_its_rows_and_writes_one_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "COUNTS", {"train": 6, "val": 2, "test": 8})
-    monkeypatch.setattr(demo, "SETTINGS", {"crop": 64, "batch_size": 4})
-    # One of each kind: each trained row is a process of its own, which takes seconds to start.
-    rows = [name for name in demo.ROWS if name not in LIKE_OTHERS]
-    monkeypatch.setattr(demo, "ROWS", rows)
-    assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    results = {name: read_results(tmp_path / name / "results.json") for name in rows}
-    chance = read_results(tmp_path / "chance" / "results.json")
-    for name, result in results.items():
-        assert result["experiment"] == name
-        assert result["data"]["name"] == "scenes"
-        assert result["data"]["test_frames"] == 8
+@pytest.mark.slow(40)
+def test_rows_are_run_once_whatever_stops_them_and_shown_on_one_page(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, "unpack_scenes", partial(demo.unpack_scenes, limit=4))
+    call = ["demo", "--out", str(tmp_path), "--device", "cpu", "--epochs", "1"]
+    folders = [RunFolder(tmp_path / row.name) for row in demo.demo_experiments(0, 1)]
+    first = folders[0]
+    first.path.mkdir()
+    first.results.write_text("{")
+    assert main(call) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(rf"error: {first.path.name}: \S+ is damaged .*run again$", error)
+    assert not any(folder.is_finished for folder in folders[2:])  # the other process has ended
+    # The workers inherit standard error: its end is theirs.
+    command = [sys.executable, "-c", SMALL.format(out=str(tmp_path))]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while not any(folder.is_finished for folder in folders[2:]):
+        assert parent.poll() is None
+        time.sleep(0.01)
+    parent.kill()
+    parent.communicate(timeout=60)
+    kept = {f: f.results.read_bytes() for f in folders if f.is_finished}
+    assert 0 < len(kept) < len(folders)
+    assert main(call) == 0
+    assert kept == {folder: folder.results.read_bytes() for folder in kept}
+    results = {f.path.name: json.loads(f.results.read_bytes()) for f in folders}
+    assert results.keys() == THESIS_ROWS.keys()
+    assert {row["data"]["test_frames"] for row in results.values()} == {4}
+    chance = chance_scores(cl.load_camvid(tmp_path / "scenes", "test"))
     # The bilinear rows are not trained, so even here they must beat chance.
     for name in ("bilinear-names", "bilinear-descriptions"):
         assert results[name]["miou"] > 2 * chance["miou"]
+    assert {f.path.name for f in folders if f.vocabulary.exists()} == {*demo.ASKED}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for number in ("7.1", "7.2", "7.3", "7.4", "7.5", "7.6"):
-        assert f"Table {number}" in page
-    assert {*demo.ASKED, "swiftnet", "bilinear-names"} <= {*rows} < {*THESIS_ROWS, "held-out"}
-    assert "These are not CamVid results" in page
-    assert ">chance<" in page
-    # A second call reads the finished runs.
-    capsys.readouterr()
-    assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    assert capsys.readouterr().out.count("finished before") == len(rows)
-    assert main(["demo", "--out", str(tmp_path), "--epochs", "2"]) == 1
-    assert re.search(
-        r"error: frozen-names: \S+ holds another run \(epochs was.*: undo the change.*--fresh",
-        capsys.readouterr().err,
-    )
-    assert "Other words" in page
-    words = json.loads((tmp_path / "held-out" / "vocabulary.json").read_text())
-    assert words["held_out_scores"]["anchored"]["seen"] > 0
+    shown = ["not CamVid results", "in other words", *(f"Table 7.{n}" for n in range(1, 7))]
+    assert [text for text in shown if text not in page] == []
 
 
 def test_rows_train_in_the_proportion_of_the_thesis():
-    for epochs, expected in ((None, (6, 18, 30, 3, 9)), (1, (1, 1, 1, 1, 1))):
-        names = ("adapter-names", "frozen-names", "full-descriptions", "swiftnet", "held-out")
-        found = [demo.demo_settings(name, *[epochs] * bool(epochs))["epochs"] for name in names]
-        assert tuple(found) == expected
-    assert EXPERIMENTS["full-descriptions"].epochs / EXPERIMENTS["frozen-names"].epochs == 5 / 3
+    names = ("adapter-names", "frozen-names", "full-descriptions", "swiftnet")
+    for epochs, expected in ((demo.EPOCHS, [6, 18, 30, 3]), (1, [1, 1, 1, 1])):
+        assert [demo.demo_settings(name, epochs)["epochs"] for name in names] == expected
 
 
-def test_carried_runs_are_small_and_segment_as_before(finished, tmp_path, monkeypatch):
-    name = "full-narrow-descriptions"
-    run(configure(name, "smoke"), finished / "data", tmp_path / "run", device="cpu")
-    carry([tmp_path / "run", finished / "swiftnet"], tmp_path / "carried")
-    assert not list((tmp_path / "carried" / "swiftnet" / "checkpoints").iterdir())
-    assert len(read_figures(tmp_path / "carried" / "swiftnet" / "figures.npz").images) == 1
-    image = next((finished / "data" / "test").iterdir())
-    first, again = (load(folder) for folder in (tmp_path / "run", tmp_path / "carried" / name))
-    difference = first.cosines(image) - again.cosines(image)
-    assert abs(difference).max() < 0.02  # weights in float16
-
-
-def test_the_package_carries_a_segmenter_and_its_results():
-    files = [path for path in CARRIED.rglob("*") if path.is_file()]
+def test_the_package_carries_a_segmenter_and_its_results(scenes):
+    files = [path for path in demo.CARRIED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 3 * 2**20
-    scene, label = draw_scene(scene_seed(0, "test", 33))
-    ids = load("demo").segment(scene).ids
-    assert (ids == label)[label != VOID].mean() > 0.85
-    other = load("demo").segment(scene, "sky, house, lamp post, road, sidewalk, bush, lorry").ids
-    assert ((other == 5) & (label == 5)).sum() > 0.6 * (label == 5).sum()
+    assert {path.parent.name for path in files if path.name == "results.json"} == {*THESIS_ROWS}
+    segmenter, ids, labels = cl.load("demo"), [], []
+    for label in sorted(scenes.glob("testannot/*.png")):
+        (scene,) = scenes.glob(f"test/{label.stem}.*")
+        labels.append(np.array(Image.open(label)))
+        other = segmenter.segment(scene, "sky, house, lamp post, road, sidewalk, bush, lorry").ids
+        ids.append((segmenter.segment(scene).ids, other))
+    ids, labels = np.stack(ids, axis=1), np.stack(labels)
+    assert (ids[0] == labels)[labels != VOID].mean() > 0.85
+    assert (ids[1] == CLASSES.index("tree"))[labels == CLASSES.index("tree")].mean() > 0.6

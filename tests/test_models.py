@@ -4,35 +4,35 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from camvid_lang.errors import InputError
-from camvid_lang.experiments import configure
 from camvid_lang.models.cosine import cosine_logits_reference
 from camvid_lang.models.encoder import TINY, DenseCLIPEncoder, load_clip, load_resnet18
 from camvid_lang.models.segmentation import Adapter, Bilinear, CLIPUpsampler, SwiftNet
-from camvid_lang.run import build_model
-from camvid_lang.training.loop import make_optimizer, segmentation_loss
+from camvid_lang.models.text import Vocabulary
+from camvid_lang.models.upsampler import Upsampler
+from camvid_lang.training.loop import segmentation_loss
 
 
-def text(classes=11, seed=0):
+def words(classes=11, width=64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(classes, 64, generator=generator), dim=1)
+    vectors = F.normalize(torch.randn(classes, width, generator=generator), dim=1)
+    names = tuple(f"class {i}" for i in range(classes))
+    return Vocabulary(names, tuple((name,) for name in names), vectors)
 
 
-def make(kind, train_encoder=False):
+def make(kind, train_encoder=False, width=64, **options):
+    options["train_encoder"] = train_encoder
+    resnet = kind in ("swiftnet", "projected")
+    encoder = load_resnet18("random") if resnet else DenseCLIPEncoder(load_clip(TINY))
     if kind == "swiftnet":
-        return SwiftNet(load_resnet18("random"), 11, train_encoder, 16, 16, 4)
-    if kind == "projected":  # narrower than the text
-        return CLIPUpsampler(load_resnet18("random"), text(), train_encoder, 0.01, 16, 16, 4)
-    encoder = DenseCLIPEncoder(load_clip(TINY))
-    if kind == "upsampler":
-        return CLIPUpsampler(encoder, text(), train_encoder, 0.01, 64, 16, 4)
-    return {"adapter": Adapter, "bilinear": Bilinear}[kind](encoder, text(), train_encoder, 0.01)
+        return SwiftNet(encoder, upsampler=Upsampler(encoder.channels, 16, 16, 4), **options)
+    language = encoder, words(width=width), 0.01
+    if kind in ("adapter", "bilinear"):
+        return {"adapter": Adapter, "bilinear": Bilinear}[kind](*language, **options)
+    narrow = Upsampler(encoder.channels, 16 if kind == "projected" else 64, 16, 4)
+    return CLIPUpsampler(*language, upsampler=narrow, **options)
 
 
-TRAINED = ("adapter", "upsampler", "projected", "swiftnet")
-
-
-@pytest.mark.parametrize("kind", ["bilinear", *TRAINED])
+@pytest.mark.parametrize("kind", ["bilinear", "adapter", "upsampler", "projected", "swiftnet"])
 @pytest.mark.parametrize("size", [(64, 96), (90, 120), (72, 33)])
 @torch.no_grad()
 def test_scores_have_the_images_size_and_segment_is_their_argmax(kind, size):
@@ -49,7 +49,7 @@ def test_scores_have_the_images_size_and_segment_is_their_argmax(kind, size):
     assert ids[clear].equal(scores.argmax(dim=1)[clear].to(torch.uint8))
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", ["adapter", "upsampler", "projected", "swiftnet"])
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_a_step_changes_the_decoder_and_the_encoder_only_if_it_is_trained(kind, train_encoder):
     model = make(kind, train_encoder).train()
@@ -63,71 +63,46 @@ def test_a_step_changes_the_decoder_and_the_encoder_only_if_it_is_trained(kind, 
     assert all(p.grad is not None for p in model.decoder_parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "kept"),
-    [
-        ("full-names", ("trunk.stem", "trunk.stages.0", "trunk.stages.1", "trunk.stages.2")),
-        ("swiftnet", ("network.conv1", "network.bn1", "layer1", "layer2", "layer3")),
-    ],
-)
-def test_only_the_last_stages_of_an_encoder_are_trained(name, kept):
-    experiment = configure(name, "smoke", train_stages=1)
-    model = build_model(experiment)[0].train()
-    before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
-    optimizer = make_optimizer(model, experiment)
-    labels = torch.randint(0, 11, (2, 64, 64), dtype=torch.uint8)
-    segmentation_loss(model(torch.rand(2, 3, 64, 64)), labels, model.temperature).backward()
-    optimizer.step()
-    state = model.encoder.state_dict()
-    changed = {key for key, value in state.items() if not value.equal(before[key])}
-    assert not any(part in key for key in changed for part in kept)  # nor running statistics
-    last = [key for key in state if ".stages.3." in key or ".layer4." in key]
-    assert len(changed & {*last}) > 0.9 * len(last)
-    with pytest.raises(InputError, match="train_encoder"):
-        configure("frozen-names", train_stages=1)
-
-
 @torch.no_grad()
-def test_a_frozen_encoder_is_not_saved():
-    model, other, images = make("upsampler"), make("upsampler"), torch.rand(1, 3, 64, 64)
+def test_a_frozen_encoder_is_not_saved_and_another_models_state_refused():
+    model, same, images = make("upsampler"), make("upsampler"), torch.rand(1, 3, 64, 64)
     state = model.trained_state()
-    assert state
     assert not any(name.startswith("encoder.") for name in state)
-    other.load_trained_state(state)
-    assert other.eval()(images).equal(model.eval()(images))
-    assert any(name.startswith("encoder.") for name in make("upsampler", True).trained_state())
-
-
-def test_states_of_another_model_are_refused():
-    state = make("upsampler").trained_state()
+    same.load_trained_state(state)
+    assert same.eval()(images).equal(model.eval()(images))
     for other in (make("adapter"), make("upsampler", train_encoder=True)):
         with pytest.raises(RuntimeError):
             other.load_trained_state(state)
 
 
 @torch.no_grad()
-def test_bilinear_is_the_dense_map_upsampled_and_compared():
-    model, images = make("bilinear").eval(), torch.rand(1, 3, 64, 96)
-    expected = cosine_logits_reference(model.encoder(images)[-1], model.text, (64, 96))
-    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
+def test_bilinear_is_the_dense_map_upsampled_and_compared_with_any_text():
+    model, images, text = make("bilinear").eval(), torch.rand(1, 3, 64, 96), words(3, seed=1)
+    maps = model.encoder(images)[-1]
+    for more, vectors in (((), model.text), ((text.vectors,), text.vectors)):
+        expected = cosine_logits_reference(maps, vectors, (64, 96))
+        torch.testing.assert_close(model(images, *more), expected, rtol=0, atol=1e-5)
+        assert model.segment(images, *more).max() < len(vectors)
 
 
 @torch.no_grad()
 def test_images_are_upsampled_before_they_are_encoded():
-    model, images = make("projected").eval(), torch.randint(256, (1, 3, 64, 96)).byte()
-    plain, model.input_scale = model(images), 2.0
-    assert [x.shape[-1] for x in model.encode(images)] == [48, 24, 12, 6]
-    assert model(images).shape == plain.shape
-    assert not model(images).allclose(plain)
-    assert model.segment(images).shape == (1, 64, 96)
+    images = torch.randint(256, (1, 3, 64, 96)).byte()
+    model = make("projected", input_scale=1.5).eval()
+    assert [x.shape[-1] for x in model.encode(images)] == [36, 18, 9, 5]
+    scaled, model.input_scale = model(images), 1.0
+    assert model(images).shape == scaled.shape
+    assert not model(images).allclose(scaled)
 
 
-@torch.no_grad()
-def test_any_text_can_be_compared_with_a_language_model():
-    model, images = make("upsampler").eval(), torch.rand(1, 3, 64, 64)
-    assert model(images, text(3, seed=1)).shape == (1, 3, 64, 64)
-    assert model.segment(images, text(3, seed=1)).max() <= 2
-    torch.testing.assert_close(model(images, model.text[2:5]), model(images)[:, 2:5])
+def test_a_model_is_complete_after_construction():
+    model, given = make("adapter"), words()
+    assert model.names == model.vocabulary.names == given.names
+    assert model.vocabulary.prompts == given.prompts
+    assert model.vocabulary.vectors.equal(given.vectors)
+    assert Vocabulary(**model.vocabulary.state()).same_vectors(given)
+    for other in (words(10), words(width=32), words(seed=1)):
+        assert not given.same_vectors(other)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_tempered_softmax_without_void():
@@ -139,9 +114,12 @@ def test_the_loss_is_the_cross_entropy_of_the_tempered_softmax_without_void():
     assert segmentation_loss(scores, torch.full_like(labels, 11).byte(), 0.5) == 0
 
 
-def test_clips_own_map_is_compared_only_with_text_of_its_own_width():
-    clip = load_clip(TINY)
-    for width, has in ((64, True), (512, False)):
-        matrix = F.normalize(torch.randn(11, width), dim=1)
-        adapter = Adapter(DenseCLIPEncoder(clip), matrix, False, 0.01)
-        assert adapter.has_clip_map == has
+def test_clips_map_is_compared_where_its_encoder_is_frozen_and_of_the_text():
+    assert make("adapter").has_clip_map
+    for kind, options in (
+        ("adapter", {"width": 512}),
+        ("adapter", {"train_encoder": True}),
+        ("projected", {"width": 512}),  # of another encoder, whatever the width
+        ("bilinear", {}),
+    ):
+        assert not make(kind, **options).has_clip_map

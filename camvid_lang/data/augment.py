@@ -1,7 +1,7 @@
 """Random crops and flips of frames in memory, and the batches of an epoch.
 
-Beyond the thesis, crops can also change in scale and colour. All of it runs on the frames' device,
-with random numbers from a CPU generator, so that a seed gives the same crops on every device.
+Beyond the thesis, crops can also change in scale and colour. All of it runs on the frames' device;
+random numbers are from a CPU generator, so that a seed gives the same crops on every device.
 """
 
 import math
@@ -13,82 +13,60 @@ from torch.nn import functional as F
 
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import VOID
-from camvid_lang.device import world_size
+from camvid_lang.distributed import world_size
 from camvid_lang.errors import InputError
 
 
 def random_crops(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    size: int | tuple[int, int],
+    images: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
     generator: torch.Generator,
-    indices: Sequence[int] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One random crop per frame, flipped left to right with probability 0.5.
-
-    This is all the augmentation that the thesis uses.
+    indices: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """One random crop per frame, flipped with probability 0.5: the thesis's augmentation.
 
     Args:
-        images: (N, 3, H, W), any dtype and device.
-        labels: (N, H, W), cropped and flipped like the images.
-        size: side or (h, w) in pixels.
-        generator: on the CPU, so that a seed gives the same crops on every device.
-        indices: which B of the frames; default all.
+        images, labels: (N, 3, H, W) and (N, H, W), any dtype and device.
+        size: (h, w) in pixels; `InputError` where frames are smaller.
+        indices: which B of the frames.
 
     Returns:
         Images (B, 3, h, w) and labels (B, h, w).
-
-    Raises:
-        InputError: frames smaller than the crop.
-
-    Example:
-        >>> images, labels = torch.zeros(2, 3, 96, 128), torch.zeros(2, 96, 128)
-        >>> random_crops(images, labels, 64, torch.Generator())[0].shape
-        torch.Size([2, 3, 64, 64])
     """
-    high, wide = (size, size) if isinstance(size, int) else size
-    indices = range(len(images)) if indices is None else indices
-    count, (height, width) = len(indices), images.shape[-2:]
+    count, (high, wide), (height, width) = len(indices), size, images.shape[-2:]
     if not (0 < high <= height and 0 < wide <= width):
-        raise InputError(
-            f"crop {high}x{wide} does not fit into frames of {height}x{width} (height x width): "
-            "choose a smaller crop"
-        )
+        sizes = f"crop {high}x{wide} does not fit into frames of {height}x{width} (height x width)"
+        raise InputError(f"{sizes}: set crop to less")
     tops = torch.randint(height - high + 1, (count,), generator=generator)
     lefts = torch.randint(width - wide + 1, (count,), generator=generator)
     flips = torch.rand(count, generator=generator) < 0.5
-    image_crops = images.new_empty((count, images.shape[1], high, wide))
-    label_crops = labels.new_empty((count, high, wide))
-    windows = zip(indices, tops.tolist(), lefts.tolist(), flips.tolist(), strict=True)
-    for i, (index, top, left, flip) in enumerate(windows):
-        window = (..., slice(top, top + high), slice(left, left + wide))
-        image, label = images[index][window], labels[index][window]
-        image_crops[i] = image.flip(-1) if flip else image
-        label_crops[i] = label.flip(-1) if flip else label
-    return image_crops, label_crops
+    windows = [*zip(indices, tops.tolist(), lefts.tolist(), flips.tolist(), strict=True)]
+
+    def cut(frames: Tensor) -> Tensor:
+        crops = (frames[i][..., y : y + high, x : x + wide] for i, y, x, _ in windows)
+        return torch.stack([x.flip(-1) if w[3] else x for x, w in zip(crops, windows, strict=True)])
+
+    return cut(images), cut(labels)
 
 
 def scaled_crops(
     images: Tensor,
     labels: Tensor,
-    size: int | tuple[int, int],
+    size: tuple[int, int],
     scales: tuple[float, float],
     generator: torch.Generator,
     indices: Sequence[int],
-    void: int = VOID,
 ) -> tuple[Tensor, Tensor]:
     """One random crop per frame at a random scale, flipped with probability 0.5.
 
-    At scale 2 a crop of 224 pixels shows 112 pixels of the frame. Scales are log-uniform. What is
-    outside the frame, at small scales, has the frame's mean colour and the label void.
-
-    Arguments are those of `random_crops`, and the smallest and largest of the `scales`; images
-    and labels are uint8.
+    At scale 2 a crop of 224 pixels shows 112 pixels of the frame. Scales are log-uniform between
+    the two `scales`. Outside the frame are its mean colour and the label void. For the other
+    arguments see `random_crops`; images and labels are uint8.
 
     Returns:
         Images (B, 3, h, w) float in [0, 1], bilinear, and labels (B, h, w) uint8, nearest.
     """
-    size = (size, size) if isinstance(size, int) else size
     x, y, flips, log_scales = torch.rand(4, len(indices), generator=generator, dtype=torch.float64)
     low, high = map(math.log, scales)
     scale = (low + (high - low) * log_scales).exp()
@@ -106,8 +84,8 @@ def scaled_crops(
     mean = pixels.mean(dim=(2, 3), keepdim=True)
     # grid_sample is 0 outside, so the value wanted there is subtracted before and added after.
     crops = F.grid_sample(pixels - mean, grid, align_corners=False) + mean
-    ids = labels[index].float().unsqueeze(1) - void
-    ids = F.grid_sample(ids, grid, mode="nearest", align_corners=False).squeeze(1) + void
+    ids = labels[index].float().unsqueeze(1) - VOID
+    ids = F.grid_sample(ids, grid, mode="nearest", align_corners=False).squeeze(1) + VOID
     return crops.clamp(0, 1), ids.to(torch.uint8)
 
 
@@ -132,62 +110,52 @@ def jitter_colours(images: Tensor, strength: float, generator: torch.Generator) 
 
 
 def number_of_batches(frames: int, batch_size: int) -> int:
-    """How many batches `batches` yields for so many frames.
+    """How many batches `batches` yields for so many frames; `InputError` for none.
 
-    A last batch of one frame (for each process, see `device.processes`) is left out: BatchNorm
-    after the 1x1 level of the pyramid pooling needs two values per channel. Raises `InputError`
-    where no batch is left.
+    A last batch of one frame per process is left out: BatchNorm after the 1x1 level of the pyramid
+    pooling needs two values per channel.
 
     Example:
         >>> number_of_batches(9, batch_size=4), number_of_batches(10, batch_size=4)
         (2, 3)
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size}: at least 1 is needed")
-    least = 2 * world_size()
-    if batch_size < least > 2:
-        raise InputError(f"batch_size {batch_size}: {least // 2} processes need {least} at least")
-    count = frames // batch_size + (frames % batch_size >= least)
+    processes = world_size()
+    least = 1 if processes == 1 else 2 * processes
+    if batch_size < least:
+        raise InputError(f"batch_size {batch_size}: {processes} process(es) need {least} at least")
+    count = frames // batch_size + (frames % batch_size >= 2 * processes)
     if count == 0:
         raise InputError(f"{frames} frame(s) for batch_size {batch_size}: use at least two frames")
     return count
 
 
 def batches(
-    sets: Sequence[Frames],
+    frames: Frames,
     batch_size: int,
-    crop: int | tuple[int, int],
+    crop: int,
     generator: torch.Generator,
     scales: tuple[float, float] = (1.0, 1.0),
     colour_jitter: float = 0.0,
-) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch: all frames in random order, each at most once, randomly cropped.
 
-    Yields batches as {index of a set: its images (B, 3, h, w) and labels (B, h, w)}, uint8, on the
-    frames' device. The B of all sets add up to `batch_size`, or less in the last batch (see
-    `number_of_batches`). `crop` is a side or (h, w) in pixels; 0 takes whole frames, which are
-    still flipped. `generator`, on the CPU, first draws the order, then each batch's crops. With
-    other `scales` (see `scaled_crops`) or `colour_jitter` images are float in [0, 1]. Raises
-    `InputError` as `number_of_batches` and `random_crops` do.
+    Args:
+        crop: side in pixels; 0 takes whole frames, which are still flipped.
+        scales, colour_jitter: if not 1 to 1, and not 0, see `scaled_crops` and `jitter_colours`.
+
+    Yields:
+        Images (B, 3, h, w), uint8, or float in [0, 1] with `scales` or `colour_jitter`, and labels
+        (B, h, w) uint8, on the frames' device; see also `number_of_batches`.
     """
-    sizes = [len(frames) for frames in sets]
-    count = number_of_batches(sum(sizes), batch_size)
-    order = torch.randperm(sum(sizes), generator=generator)
+    count = number_of_batches(len(frames), batch_size)
+    order = torch.randperm(len(frames), generator=generator)
+    size = (crop, crop) if crop else tuple(frames.images.shape[-2:])
     for indices in order.split(batch_size)[:count]:
-        parts, start = {}, 0
-        for number, frames in enumerate(sets):
-            own = indices[(indices >= start) & (indices < start + sizes[number])] - start
-            start += sizes[number]
-            if not len(own):
-                continue
-            pair, chosen = (frames.images, frames.labels), own.tolist()
-            size = crop or tuple(frames.images.shape[-2:])
-            if tuple(scales) == (1, 1):
-                images, labels = random_crops(*pair, size, generator, chosen)
-            else:
-                rest = size, scales, generator, chosen, frames.void
-                images, labels = scaled_crops(*pair, *rest)
-            if colour_jitter:
-                images = jitter_colours(images, colour_jitter, generator)
-            parts[number] = images, labels
-        yield parts
+        pair, chosen = (frames.images, frames.labels), indices.tolist()
+        if tuple(scales) == (1, 1):
+            images, labels = random_crops(*pair, size, generator, chosen)
+        else:
+            images, labels = scaled_crops(*pair, size, scales, generator, chosen)
+        if colour_jitter:
+            images = jitter_colours(images, colour_jitter, generator)
+        yield images, labels

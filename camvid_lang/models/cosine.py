@@ -1,11 +1,11 @@
 """Cosine similarity of every full-resolution pixel with the text embeddings, computed cheaply.
 
-The thesis upsamples a map of C-dimensional features to full resolution, normalises every pixel
-and multiplies by the text matrix. `cosine_logits_reference` does exactly that. `cosine_logits`
-returns the same numbers without ever holding a full-resolution feature map.
+The thesis upsamples a map of C-dimensional features to full resolution, normalises every pixel and
+multiplies by the text matrix, as `cosine_logits_reference` does. `cosine_logits` returns the same
+numbers without ever holding a full-resolution feature map.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,10 +16,7 @@ CHANNELS_AT_ONCE = 64  # how many are held in float64
 
 
 def cosine_logits_reference(features: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
-    """Upsample bilinearly, normalise, multiply (thesis, section 5.1). Slow and large; for tests.
-
-    Same arguments and result as `cosine_logits`.
-    """
+    """As `cosine_logits`: upsample, normalise, multiply (thesis, section 5.1). Slow; for tests."""
     upsampled = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
     return torch.einsum("nchw,kc->nkhw", F.normalize(upsampled, dim=1, eps=EPSILON), text)
 
@@ -44,12 +41,11 @@ def cosine_logits(
       its right, its lower and its two diagonal neighbours.
 
     A linear map P of the features to the text's width needs no wide map either: <P u, t> =
-    <u, P't> and <P u, P v> = <u, P'P v>. (A wide map makes a step of `full-names` on the `cpu`
-    profile about a tenth slower.)
+    <u, P't> and <P u, P v> = <u, P'P v>. (A wide map makes a `cpu` step a tenth slower.)
 
-    Where neighbours nearly cancel, both parts are small sums of large terms. They are therefore
-    summed and upsampled in float64, a few channels at a time, and divided in float32; a float32
-    result is then as accurate as the reference's.
+    Where neighbours nearly cancel, both parts are small sums of large terms. So they are summed and
+    upsampled in float64, a few channels at a time, and divided in float32, which is as accurate as
+    the reference.
 
     Args:
         features: (N, C, h, w).
@@ -58,8 +54,8 @@ def cosine_logits(
         projection: (D, C), applied to every feature vector first.
 
     Returns:
-        (N, K, H, W) cosines in [-1, 1], in float32 (float64 for float64 features) also under
-        autocast. A pixel whose vector is zero gets zeros.
+        (N, K, H, W) cosines in [-1, 1], float32 also under autocast (float64 for float64 features);
+        zeros where a pixel's vector is zero.
 
     Example:
         >>> features = torch.tensor([[3.0, 0.0], [4.0, 1.0]]).view(1, 2, 1, 2)
@@ -68,40 +64,22 @@ def cosine_logits(
                 [0.8000, 1.0000]])
     """
     with torch.autocast(features.device.type, enabled=False):
-        if features.dtype != torch.float64:
-            features = features.float()
+        features = features if features.dtype == torch.float64 else features.float()
         text, paired = text.to(features.dtype), None
         if projection is not None:
             projection = projection.to(features.dtype)
             text = text @ projection
             paired = torch.einsum("cd,ndhw->nchw", projection.T @ projection, features)
-        cosines = _upsampled(*_InnerProducts.apply(features, text, paired), size, features.dtype)
+        products, *inner = _InnerProducts.apply(features, text, paired)
+        cosines = _upsampled(products, inner, size, features.dtype)
         return cosines if cosines.requires_grad else cosines.clamp(-1, 1)
 
 
-def cosine_logits_float32(features: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
-    """`cosine_logits` of float32 tensors, in float32 throughout: ops that other runtimes have too.
-
-    It differs from `cosine_logits` by about 1e-7 |f|^2 / |u|^2, where u is the upsampled vector and
-    f the longest of the four that it lies between: by 1e-6 at most for a ResNet-18 on CamVid, by
-    1e-4 only where opposite vectors cancel to about a thirtieth of their length.
-    """
-    products = torch.einsum("nchw,kc->nkhw", features, text)
-    inner = ((a * b).sum(dim=1) for a, b in _neighbours(features))
-    return _upsampled(products, *inner, size, features.dtype).clamp(-1, 1)
-
-
 def _upsampled(
-    products: Tensor,
-    own: Tensor,
-    right: Tensor,
-    lower: Tensor,
-    falling: Tensor,
-    rising: Tensor,
-    size: tuple[int, int],
-    dtype: torch.dtype,
+    products: Tensor, inner: Iterable[Tensor], size: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
     """Cosines (N, K, H, W) in `dtype` from the inner products with text and with `_neighbours`."""
+    own, right, lower, falling, rising = inner
     products = F.interpolate(products, size=size, mode="bilinear", align_corners=False)
     x_squares, x_pairs = _weights(own.shape[2], size[1], own)
     y_squares, y_pairs = _weights(own.shape[1], size[0], own)
@@ -113,10 +91,8 @@ def _upsampled(
 
 
 def _weights(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of the cells' squares, (n, m), and of neighbours' products, (n-1, m), for n -> m.
-
-    Read off torch's own interpolation of the unit vectors, so that its rules are not repeated.
-    """
+    """Weights of the cells' squares, (n, m), and of neighbours' products, (n-1, m), for n -> m."""
+    # Read off torch's interpolation of the unit vectors, so that its rules are not repeated.
     unit = torch.eye(cells, dtype=like.dtype, device=like.device).unsqueeze(1)
     weights = F.interpolate(unit, size=pixels, mode="linear", align_corners=False).squeeze(1)
     return weights.square(), 2 * weights[:-1] * weights[1:]
@@ -134,8 +110,8 @@ def _neighbours(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 class _InnerProducts(torch.autograd.Function):
     """Inner products of cells with text, (N, K, h, w), and with `_neighbours`, in float64.
 
-    The neighbours are taken from `paired`, the projected features, if it is given. A function of
-    its own because autograd would hold a product as large as the features for each of the five.
+    The neighbours are taken from `paired`, the projected features, if it is given. With autograd's
+    backward, a product as large as the features would be held for each of the five.
     """
 
     @staticmethod
@@ -156,9 +132,8 @@ class _InnerProducts(torch.autograd.Function):
         of_products, *of_pairs = (g.to(features.dtype) for g in gradients)
         # Not a convolution, which would round float32 to TensorFloat-32 on newer GPUs.
         to_features = torch.einsum("nkhw,kc->nchw", of_products, text)
-        to_text = None
-        if ctx.needs_input_grad[1]:
-            to_text = torch.einsum("nkhw,nchw->kc", of_products, features)
+        with_text = ctx.needs_input_grad[1]
+        to_text = torch.einsum("nkhw,nchw->kc", of_products, features) if with_text else None
         second = features if paired is None else paired
         to_first, to_second = torch.zeros_like(features), torch.zeros_like(second)
         views = map(_neighbours, (features, second, to_first, to_second))

@@ -16,21 +16,18 @@ from torch import Tensor, nn
 
 from camvid_lang.errors import InputError
 from camvid_lang.models import RESNET18, THESIS_ENCODER, THESIS_WEIGHTS, TINY
-from camvid_lang.models.weights import check_finite, read_state_dict
 
 ASSETS = Path(__file__).parent.parent / "assets"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FOLDER, HUB = "local-dir:", "hf-hub:"  # open_clip's names for a model with its configuration
 
 
 def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
     """An open_clip model in float32 and evaluation mode, loaded by open_clip itself.
 
     Args:
-        name: a name of `open_clip.list_models()`; `camvid-tiny`, which the package ships; or
-            `local-dir:FOLDER` or `hf-hub:ORG/NAME`, a model in open_clip's format with its weights.
+        name: a name of `open_clip.list_models()`, or `camvid-tiny`, which the package ships.
         weights: a pretrained tag, or a file in open_clip's format (.safetensors, or a checkpoint
-            saved by torch). Empty: see `resolve_weights`. `random`: untrained, for measuring speed.
+            saved by torch); empty for the default, `random` for none.
 
     Raises:
         InputError: unknown model; weights that are missing, cannot be downloaded or do not fit.
@@ -41,54 +38,25 @@ def load_clip(name: str, weights: str = "") -> open_clip.CLIP:
     """
     if name == TINY and TINY not in open_clip.list_models():
         open_clip.add_model_config(ASSETS / f"{TINY}.json")
-    if not name.startswith((FOLDER, HUB)) and name not in open_clip.list_models():
-        raise InputError(
-            f"encoder {name!r} is not a model of open_clip: see open_clip.list_models(), or give "
-            f"{FOLDER}FOLDER or {HUB}ORG/NAME"
-        )
+    if name not in open_clip.list_models():
+        raise InputError(f"encoder {name!r} is not in open_clip.list_models(): choose one of these")
     if weights == "random":
-        with _hub_errors(f"encoder {name} cannot be read"):
+        with _hub_errors(f"encoder {name} cannot be built"):  # open_clip logs a warning
             return open_clip.create_model(name, load_weights=False).eval()
     source = resolve_weights(name, weights)
-    files, packed = weight_files(name, source), name.startswith((FOLDER, HUB))
-    if not (files or packed or open_clip.is_pretrained_cfg(name, source)):
+    if not (open_clip.is_pretrained_cfg(name, source) or Path(source).is_file()):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise InputError(
-            f"weights '{source}' are neither a file nor a tag of {name} (has: {tags}); for a "
-            f"folder in open_clip's format set encoder to {FOLDER}FOLDER"
-        )
+        raise InputError(f"weights '{source}' are neither a file nor a tag of {name} (has: {tags})")
     with _hub_errors(f"weights {source} of {name} cannot be loaded"):
-        if packed:
-            model = open_clip.create_model(name)
-        elif files:
-            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
-            try:
-                open_clip.load_checkpoint(model, str(files[0]))
-            except Exception:  # of a training script, or no weights at all
-                model.load_state_dict(read_state_dict(files[0]))
-        else:
-            model = open_clip.create_model(name, source, require_pretrained=True)
+        model = open_clip.create_model(name, source, require_pretrained=True, weights_only=True)
     check_finite(model, source)
     return model.eval()
 
 
 def resolve_weights(name: str, weights: str = "") -> str:
-    """What `load_clip` reads: `weights`, the default of `name`, or `name` with weights of its own.
-
-    Raises:
-        InputError: no weights given, and open_clip has none for this model; or both given, with a
-            `name` that has its own.
-
-    Example:
-        >>> resolve_weights("convnext_base_w_320")
-        'laion_aesthetic_s13b_b82k_augreg'
-    """
+    """What `load_clip` reads: `weights`, or the default of `name`; `InputError` if it has none."""
     if name == RESNET18 or weights == "random":
         return weights
-    if name.startswith((FOLDER, HUB)):
-        if weights:
-            raise InputError(f"encoder {name} has its own weights: leave out weights ({weights})")
-        return name
     defaults = {TINY: ASSETS / f"{TINY}.safetensors", THESIS_ENCODER: THESIS_WEIGHTS}
     tags = open_clip.list_pretrained_tags_by_model(name)
     if source := weights or defaults.get(name) or next(iter(tags), ""):
@@ -96,22 +64,10 @@ def resolve_weights(name: str, weights: str = "") -> str:
     raise InputError(f"open_clip has no weights for '{name}': set weights to a file")
 
 
-def weight_files(name: str, source: str) -> list[Path]:
-    """The local files that `load_clip(name, source)` reads: none for a tag or a name of the hub."""
-    path = Path(source.removeprefix(FOLDER))
-    if source.startswith(FOLDER) and path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file())
-    return [path] if path.is_file() and not open_clip.is_pretrained_cfg(name, source) else []
-
-
 @contextlib.contextmanager
 def _hub_errors(problem: str) -> Iterator[None]:
     """Report any error as one `InputError`; what open_clip logs on the way to it is dropped."""
-    root = logging.getLogger()  # open_clip's; a filter does not hold for other loggers
-
-    def drop(_record: logging.LogRecord) -> bool:
-        return False
-
+    root, drop = logging.getLogger(), lambda _: False  # open_clip's; others are not filtered
     root.addFilter(drop)
     try:
         with warnings.catch_warnings():
@@ -146,13 +102,9 @@ class DenseCLIPEncoder(nn.Module):
     The thesis skips the head's global pooling and applies its linear layer at each position of the
     stride-32 map; the LayerNorm between the two is kept and applied per position too.
 
-    Args:
-        clip: an open_clip model whose image tower is a timm network with feature maps at strides
-            4, 8, 16 and 32 (all `convnext_*`); another raises `InputError`.
-
-    Attributes:
-        channels: channels of the four maps; the last is the width of the text embeddings.
-        stages: the same before the head, as `taps` returns them.
+    `channels` of the four maps end with the width of the text embeddings; `stages` are those before
+    the head. `InputError`: a CLIP whose image tower is not a timm network with maps at strides 4,
+    8, 16 and 32 (all `convnext_*` have them).
     """
 
     embeds_in_text_space = True
@@ -162,10 +114,8 @@ class DenseCLIPEncoder(nn.Module):
         self.visual = clip.visual
         info = getattr(getattr(self.visual, "trunk", None), "feature_info", None)
         if not info or [level["reduction"] for level in info] != [4, 8, 16, 32]:
-            raise InputError(
-                "the encoder's image tower has no maps at strides 4, 8, 16 and 32: choose a "
-                "convnext_* model of open_clip"
-            )
+            what = "the encoder's image tower has no maps at strides 4, 8, 16 and 32"
+            raise InputError(f"{what}: choose a convnext_* model of open_clip")
         preprocess = open_clip.get_model_preprocess_cfg(clip)
         self.normalise = _Normalise(preprocess["mean"], preprocess["std"])
         *skips, deepest = (level["num_chs"] for level in info)
@@ -174,23 +124,15 @@ class DenseCLIPEncoder(nn.Module):
         self.channels, self.stages = (*skips, width), (*skips, deepest)
 
     def taps(self, images: Tensor) -> list[Tensor]:
-        """The tower's own four maps for (N, 3, H, W) images, the last without the head."""
-        features = self.visual.forward_intermediates(
-            self.normalise(images), indices=[0, 1, 2, 3], intermediates_only=True
-        )
-        return features["image_intermediates"]
-
-    def first_stages(self, count: int) -> list[nn.Module]:
-        """The stem and the first `count` of the four stages."""
-        trunk = self.visual.trunk
-        return [trunk.stem, *(trunk.get_submodule(x["module"]) for x in trunk.feature_info[:count])]
+        """The tower's four maps for (N, 3, H, W) images, the last without the head."""
+        options = {"indices": [0, 1, 2, 3], "intermediates_only": True}
+        images = self.normalise(images)
+        return self.visual.forward_intermediates(images, **options)["image_intermediates"]
 
     def head(self, deepest: Tensor) -> Tensor:
-        """LayerNorm and linear layer at each position: (N, C, h, w) -> (N, D, h, w).
-
-        Each position goes through the tower's own head as a 1x1 map, which is its own average.
-        """
+        """LayerNorm and linear layer at each position: (N, C, h, w) -> (N, D, h, w)."""
         n, c, h, w = deepest.shape
+        # Each position goes through the tower's head as a 1x1 map, whose average is itself.
         cells = deepest.permute(0, 2, 3, 1).reshape(n * h * w, c, 1, 1)
         embedded = self.visual.head(self.visual.trunk.forward_head(cells))
         return embedded.reshape(n, h, w, -1).permute(0, 3, 1, 2)
@@ -212,37 +154,36 @@ class ResNetEncoder(nn.Module):
         self.network = network
         self.normalise = _Normalise(IMAGENET_MEAN, IMAGENET_STD)
 
-    def first_stages(self, count: int) -> list[nn.Module]:
-        """The stem and the first `count` of the four stages."""
-        net = self.network
-        return [net.conv1, net.bn1, *(net.layer1, net.layer2, net.layer3, net.layer4)[:count]]
-
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W), uint8 or float in [0, 1] -> maps at strides 4, 8, 16, 32."""
-        return self.network.forward_intermediates(
-            self.normalise(images), indices=[1, 2, 3, 4], intermediates_only=True
-        )
+        options = {"indices": [1, 2, 3, 4], "intermediates_only": True}
+        return self.network.forward_intermediates(self.normalise(images), **options)
 
 
 def load_resnet18(weights: str = "") -> ResNetEncoder:
-    """ResNet-18 from timm.
+    """ResNet-18 from timm; `InputError` as `load_clip`.
 
     Args:
         weights: a file with the key names of timm and torchvision (.safetensors, or a checkpoint
             saved by torch), whose classifier `fc` is not used; `random` for none; empty for timm's
             ImageNet weights from the hub.
-
-    Raises:
-        InputError: weights that are missing, cannot be downloaded or do not fit.
     """
-    file = Path(weights)
-    if weights not in ("", "random") and not file.is_file():
+    if weights not in ("", "random") and not Path(weights).is_file():
         raise InputError(f"weights file {weights} is missing: set weights to a file")
     with _hub_errors(f"weights {weights or 'of ImageNet'} of {RESNET18} cannot be loaded"):
         network = timm.create_model(RESNET18, pretrained=not weights)
         network.reset_classifier(0)
-        if file.is_file():
-            state = read_state_dict(file)
-            network.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+        if weights not in ("", "random"):
+            # weights_only: timm 1.0.17 to 1.0.25 would run code in the file by default.
+            state = timm.models.load_state_dict(weights, weights_only=True)
+            state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+            network.load_state_dict(state)
     check_finite(network, weights)
     return ResNetEncoder(network)
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """`InputError` where a weight of the model is not finite."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"weights {source}: {name} is not finite; download the file again")

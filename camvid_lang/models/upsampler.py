@@ -13,6 +13,11 @@ from torch.nn import functional as F
 GRIDS = (6, 3, 2, 1)  # rows of each level of the pyramid; columns follow the map's aspect ratio
 
 
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear interpolation of (N, C, h, w) to `size`, (H, W)."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 class BNReLUConv(nn.Module):
     """BatchNorm -> ReLU -> convolution without bias, which keeps height and width."""
 
@@ -25,10 +30,9 @@ class BNReLUConv(nn.Module):
     def forward(self, x: Tensor, fold: Tensor | None = None) -> Tensor:
         """(N, in_channels, h, w) -> (N, out_channels, h, w); with `fold` (N, K, h, w).
 
-        Args:
-            fold: (K, out_channels), a linear map after the convolution. It is multiplied into the
-                kernel, so that K channels are computed instead of `out_channels`. The result will
-                be compared, so it is in float32: neither autocast nor TensorFloat-32 round it.
+        `fold`, (K, out_channels), is a linear map after the convolution. Multiplied into the
+        kernel, it leaves K channels to compute. The result will be compared, so it is in float32:
+        neither autocast nor TensorFloat-32 round it.
         """
         if fold is None:
             return self.conv(self.norm(x).relu())
@@ -43,20 +47,11 @@ class BNReLUConv(nn.Module):
 class SpatialPyramidPooling(nn.Module):
     """Averages over grids of 6, 3, 2 and 1 rows, concatenated with the map itself and fused.
 
-    Args:
-        in_channels: channels of the stride-32 map.
-        out_channels: channels of the result.
-        bottleneck: channels after the first 1x1 unit (512 in the thesis).
-        level_channels: channels each pooled level adds (640 or 160 in the thesis).
+    The first 1x1 unit has `bottleneck` channels (512 in the thesis), each pooled level
+    `level_channels` (640 or 160).
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        bottleneck: int,
-        level_channels: int,
-    ):
+    def __init__(self, in_channels: int, out_channels: int, bottleneck: int, level_channels: int):
         super().__init__()
         self.bottleneck = BNReLUConv(in_channels, bottleneck)
         self.levels = nn.ModuleList(BNReLUConv(bottleneck, level_channels) for _ in GRIDS)
@@ -69,7 +64,7 @@ class SpatialPyramidPooling(nn.Module):
         parts = [x]
         for rows, level in zip(GRIDS, self.levels, strict=True):
             pooled = level(F.adaptive_avg_pool2d(x, (rows, max(1, round(rows * w / h)))))
-            parts.append(F.interpolate(pooled, size=(h, w), mode="bilinear", align_corners=False))
+            parts.append(upsample(pooled, (h, w)))
         return self.fuse(torch.cat(parts, dim=1))
 
 
@@ -82,12 +77,11 @@ class Upsampler(nn.Module):
     Args:
         channels: channels of the four encoder maps, strides 4, 8, 16, 32.
         width: channels of every step and of the result.
-        bottleneck, level_channels: see `SpatialPyramidPooling`.
     """
 
     def __init__(self, channels: Sequence[int], width: int, bottleneck: int, level_channels: int):
         super().__init__()
-        *skips, deepest = channels
+        self.width, (*skips, deepest) = width, channels
         self.spp = SpatialPyramidPooling(deepest, width, bottleneck, level_channels)
         self.skips = nn.ModuleList(BNReLUConv(c, width) for c in reversed(skips))
         self.blends = nn.ModuleList(BNReLUConv(width, width, 3) for _ in skips)
@@ -101,6 +95,6 @@ class Upsampler(nn.Module):
         *skips, x = maps
         x = self.spp(x)
         for skip, narrow, blend in zip(reversed(skips), self.skips, self.blends, strict=True):
-            x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            x = blend(x + narrow(skip), fold if blend is self.blends[-1] else None)
+            x = upsample(x, skip.shape[-2:]) + narrow(skip)
+            x = blend(x, fold if blend is self.blends[-1] else None)
         return x

@@ -1,7 +1,6 @@
-"""From folders of finished runs to one HTML page that needs nothing but itself.
+"""From folders of finished runs to one self-contained HTML page, without scripts.
 
-Styles are inline, images are data URIs, scripts are not used, and everything from outside (names,
-settings) is escaped by Jinja. The text of the page is in `report.html.j2`.
+Jinja escapes everything from outside. The text of the page is in `report.html.j2`.
 """
 
 import base64
@@ -11,17 +10,16 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
-from camvid_lang.data.classes import CLASSES, NUM_CLASSES, PALETTE, VOID
+from camvid_lang.data.classes import CLASSES, NUM_CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import ABSENT_CLASS_RULE
 from camvid_lang.report import figures, tables
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import (
-    VOCABULARY,
     FigureData,
+    RunFolder,
     atomic_write,
     read_figures,
     read_results,
@@ -38,72 +36,55 @@ def report_runs(
     page: str | Path | None = None,
     json_file: str | Path | None = None,
 ) -> Path:
-    """Write one page on finished runs; nothing is computed again.
+    """Write one page on finished runs, and return its path; nothing is computed again.
 
     Args:
         folders: folders of runs, or folders that hold such folders, like a demo's.
         page: where to write; `report.html` in the first folder by default.
-        json_file: also write {experiment: results} of all runs to this file, with
-            vocabulary.json, if any, as "vocabulary".
-
-    Returns:
-        The page's path.
+        json_file: also write {experiment: results} to this file; vocabulary.json as "vocabulary".
 
     Raises:
-        InputError: a folder without a finished run, a damaged results.json, or two runs of one
-            experiment.
+        InputError: a folder without a finished run, a damaged results.json or vocabulary.json, or
+            two runs of one experiment.
     """
-    found: dict[str, Path] = {}
-    results: dict[str, dict] = {}
-    for run in [run for folder in folders for run in _runs(Path(folder))]:
-        result = read_results(run / "results.json")
-        name = result["experiment"]
-        if name in found:
-            raise InputError(f"{found[name]} and {run} are both runs of {name!r}; give one of them")
-        found[name], results[name] = run, result
-    # The thesis's experiments in its order, then the others.
-    order = sorted(found, key=[*THESIS_ROWS, *found].index)
-    results = {name: results[name] for name in order}
-    frames = {name: read_figures(found[name] / "figures.npz") for name in order}
-    words = {name: read_vocabulary(found[name] / VOCABULARY) for name in order}
-    for name in order:  # of other frames than the scores
-        if words[name] and words[name]["digest"] != results[name]["data"].get("digest"):
-            words[name] = None
-    frames, words = ({n: data for n, data in some.items() if data} for some in (frames, words))
-    text = _page(results, frames, words)
+    runs: dict[str, RunFolder] = {}
+    for run in (run for folder in folders for run in _finished(Path(folder))):
+        name = read_results(run.results)["experiment"]
+        if (other := runs.setdefault(name, run)) is not run:
+            both = f"{other.path} and {run.path}"
+            raise InputError(f"{both} are both runs of {name!r}; give one of them")
+    runs = {name: runs[name] for name in sorted(runs, key=[*THESIS_ROWS, *runs].index)}
+    results = {name: read_results(run.results) for name, run in runs.items()}
+    frames = {name: data for name, run in runs.items() if (data := read_figures(run.figures))}
+    words = {}
+    for name, run in runs.items():
+        found = read_vocabulary(run.vocabulary)
+        # Not what was measured on other frames than the scores.
+        if found and found["digest"] == results[name]["data"].get("digest"):
+            words[name] = found
     page = Path(page or Path(folders[0]) / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(page) as file:
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(_page(results, frames, words).encode(errors="backslashreplace"))
     if json_file:
-        asked = {name: {"vocabulary": found} for name, found in words.items()}
-        write_results(json_file, {name: r | asked.get(name, {}) for name, r in results.items()})
+        added = {name: {"vocabulary": found} for name, found in words.items()}
+        write_results(json_file, {name: r | added.get(name, {}) for name, r in results.items()})
     return page
 
 
-def _runs(folder: Path) -> list[Path]:
+def _finished(folder: Path) -> list[RunFolder]:
     """The folder itself if it is a finished run, else the finished runs in it."""
-    if (folder / "results.json").exists():
-        return [folder]
-    if runs := sorted(path.parent for path in folder.glob("*/results.json")):
-        return runs
-    raise InputError(f"{folder} holds no finished run (no results.json in it or just below)")
+    inner = map(RunFolder, sorted(folder.iterdir()) if folder.is_dir() else [])
+    runs = [run for run in (RunFolder(folder), *inner) if run.is_finished]
+    if not runs:
+        raise InputError(f"{folder} holds no finished run (no results.json in it or just below)")
+    return runs[:1] if runs[0].path == folder else runs
 
 
 def _page(
-    results: Mapping[str, Mapping],
-    frames: Mapping[str, FigureData],
-    words: Mapping[str, Mapping],
+    results: tables.Results, frames: Mapping[str, FigureData], words: Mapping[str, Mapping]
 ) -> str:
-    runs = {name: result for name, result in results.items() if name != tables.CHANCE}
-    camvid = {name for name, result in runs.items() if tables.is_camvid(result)}
-    published = {name: row for name, row in THESIS_ROWS.items() if name in camvid}
-    iou = {name: result["iou"] for name, result in runs.items()}
-    miou = {name: result["miou"] for name, result in results.items()}
-    cosines = next((data.similarities for data in frames.values() if data.similarities), None)
-    histories = {name: result["history"] for name, result in runs.items() if result["history"]}
-    best = tables.best_language(results) or next(iter(runs), None)
-    counts = best and results[best]["confusion"]
+    best = tables.best_language(results) or next(iter(results))
     asked = best if best in words else next(iter(words), None)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("camvid_lang.report", ""),
@@ -112,105 +93,84 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": tables.shown, "duration": _duration, "data_uri": _chart}
+    environment.filters["data_uri"] = lambda figure: _data_uri("png", figure.png(dpi=130))
+    model = results[best]["settings"].get("model", "clip-upsampler")
     return environment.get_template("report.html.j2").render(
-        measured_on=tables.measured_on(results),
-        banner=tables.banner(results),
-        encoder_note=tables.encoder_note(results) if camvid else "",
-        chance=tables.CHANCE in results,
-        findings=tables.findings(results),
-        tables=tables.tables(results)[: None if len(runs) > 1 else 1],
-        words=tables.word_tables(words, results),
-        asked=asked,
-        comparable=bool(camvid),
+        tables=tables,
+        figures=figures,
         thesis=THESIS_ROWS,
-        charts={
-            "miou": len(runs) > 1
-            and figures.miou_bars(miou, {name: row["miou"] for name, row in published.items()}),
-            "iou": runs and figures.class_matrix(iou, "swiftnet" if "swiftnet" in runs else best),
-            "confusion": counts
-            and figures.confusion(
-                np.array(counts)[:NUM_CLASSES, :NUM_CLASSES], f"{best}: confusion"
-            ),
-            "words": asked and _word_matrix(words[asked]["wordings"]),
-            "similarities": cosines and figures.similarity_matrices(cosines),
-            "training": histories and figures.curves(histories),
-        },
-        frames=_frames(frames),
-        legend=figures.CAMVID_LEGEND,
-        best=best,
-        architecture=_architecture(results.get(best)),
-        iou_venn=figures.Drawing("iou")._repr_svg_(),
+        comparable=any(map(tables.is_camvid, results.values())),
         absent_class_rule=ABSENT_CLASS_RULE,
-        runs=runs,
-        dash=tables.DASH,
+        runs=results,
+        words=words,
+        best=best,
+        asked=asked,
+        charts=_charts(results, best, frames, words.get(asked)),
+        frames=_frames(frames),
+        architecture=figures.architecture(model, results[best]),
     )
 
 
-def _word_matrix(wordings: Mapping[str, Mapping]) -> Figure:
-    """IoU of each class under each wording that keeps the classes apart."""
-    iou = {name: row["anchored"]["iou"] for name, row in wordings.items()}
-    return figures.class_matrix(
-        {n: row for n, row in iou.items() if row.keys() == {*CLASSES}}, "own"
-    )
+def _charts(
+    results: tables.Results, best: str, frames: Mapping[str, FigureData], vocabulary: Mapping | None
+) -> dict[str, figures.Canvas | None]:
+    """Charts of scores, training, the classes' texts and other words; None without data."""
+    charts = dict.fromkeys(("miou", "confusion", "training", "similarities", "words"))
+    miou, iou = ({name: r[key] for name, r in results.items()} for key in ("miou", "iou"))
+    if len(results) > 1:
+        camvid = [name for name, r in results.items() if tables.is_camvid(r)]
+        thesis = {name: THESIS_ROWS[name]["miou"] for name in camvid if name in THESIS_ROWS}
+        charts["miou"] = figures.miou_bars(miou, thesis)
+    charts["iou"] = figures.class_matrix(iou, "swiftnet" if "swiftnet" in iou else best)
+    if counts := results[best]["confusion"]:
+        counts = np.array(counts)[:NUM_CLASSES, :NUM_CLASSES]
+        charts["confusion"] = figures.confusion(counts, f"{best}: confusion")
+    if histories := {name: r["history"] for name, r in results.items() if r["history"]}:
+        charts["training"] = figures.curves(histories)
+    if cosines := next((data.similarities for data in frames.values() if data.similarities), None):
+        charts["similarities"] = figures.similarity_matrices(cosines)
+    if vocabulary:
+        iou = {name: row["anchored"]["iou"] for name, row in vocabulary["wordings"].items()}
+        apart = {n: row for n, row in iou.items() if row.keys() == {*CLASSES}}  # not merged
+        charts["words"] = figures.class_matrix(apart, "own")
+    return charts
 
 
-def _architecture(result: Mapping | None) -> str:
-    """The drawing of a run's model with its numbers; the thesis's where there is none."""
-    model = result["settings"].get("model", "clip-upsampler") if result else "clip-upsampler"
-    known = result and "channels" in result["encoder"]
-    return figures.architecture(model, result if known else None)._repr_svg_()
+def _frames(runs: Mapping[str, FigureData]) -> dict[str, list[tuple[str, dict[str, str]]]]:
+    """The first few frames: {name: [(caption, {title: image as a data URI})]}.
 
-
-ERRORS = ((255, 255, 255), figures.OKABE_ITO[3], (0, 0, 0))  # right, wrong, void
-
-
-def _frames(runs: Mapping[str, FigureData]) -> dict[str, tuple[str, list[dict]]]:
-    """The first few frames: name -> (image as a data URI, label and predictions).
-
-    Of label and predictions: name, classes and errors (transparent where right) as data URIs, None
-    for a run that lacks the frame.
+    First frame and label, then each run's prediction and errors; {} for a run without the frame.
     """
-    found: dict[str, tuple[str, list[dict]]] = {}
-    for name in list(dict.fromkeys(name for data in runs.values() for name in data.names))[:FRAMES]:
-        holder = next(data for data in runs.values() if name in data.names)
-        index = holder.names.index(name)
-        image, label = holder.images[index], holder.labels[index]
-        shown = [{"name": "label", "classes": _image(label), "errors": None}]
+    shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for data in runs.values():
+        for name, image, label in zip(data.names, data.images, data.labels, strict=True):
+            shown.setdefault(name, (np.moveaxis(image, 0, -1), label))
+    found = {}
+    for name, (image, label) in list(shown.items())[:FRAMES]:
+        images = {"frame": _image(image, "jpeg"), "label": _image(figures.colour_labels(label))}
+        found[name] = [("frame and label", images)]
         for run, data in runs.items():
-            shown.append({"name": run, "classes": None, "errors": None})
-            # Another data set may have a frame of this name.
-            if name in data.names and np.array_equal(data.labels[data.names.index(name)], label):
-                guess = data.predictions[data.names.index(name)]
-                errors = np.where(label == VOID, 2, label != guess).astype(np.uint8)
-                shown[-1] |= {"classes": _image(guess), "errors": _image(errors, ERRORS)}
-        found[name] = (_image(np.moveaxis(image, 0, -1)), shown)
+            caption, images = run, {}
+            if (predicted := figures.prediction(data, name, label)) is not None:
+                share, errors = figures.errors(label, predicted)
+                drawn = {"prediction": figures.colour_labels(predicted), "errors": errors}
+                images = {title: _image(pixels) for title, pixels in drawn.items()}
+                caption = f"{run}: {share}"
+            found[name].append((caption, images))
     return found
 
 
-def _image(pixels: np.ndarray, colours: Sequence[figures.Colour] = PALETTE) -> str:
-    """A frame (H, W, 3) as JPEG, ids (H, W) as PNG of these colours."""
-    image = Image.fromarray(pixels)
-    size = (min(WIDTH, image.width), max(1, round(image.height * min(1, WIDTH / image.width))))
-    buffer = io.BytesIO()
-    if image.mode == "RGB":
-        image.resize(size).save(buffer, "JPEG", quality=82)
-        return _data_uri("jpeg", buffer.getvalue())
-    image = image.resize(size, Image.Resampling.NEAREST)
-    image.putpalette([channel for colour in colours for channel in colour])
-    image.save(buffer, "PNG", optimize=True, **({"transparency": 0} if colours is ERRORS else {}))
-    return _data_uri("png", buffer.getvalue())
-
-
-def _chart(figure: Figure) -> str:
-    return _data_uri("png", figures.to_png(figure, dpi=130))
+def _image(pixels: np.ndarray, kind: str = "png") -> str:
+    """An image (H, W, 3) as a data URI; a PNG has few colours."""
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    if kind == "jpeg":
+        image.thumbnail((WIDTH, image.height))
+        image.save(buffer, kind, quality=82)
+    else:
+        image.thumbnail((WIDTH, image.height), Image.Resampling.NEAREST)
+        image.quantize(16).save(buffer, kind, optimize=True)
+    return _data_uri(kind, buffer.getvalue())
 
 
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    rough = f" ({minutes:.1f} min)" if minutes < 60 else f" ({minutes / 60:.1f} h)"
-    return f"{seconds:.1f} s{rough if minutes >= 1 else ''}"

@@ -38,69 +38,40 @@ class TableLayout(NamedTuple):
     title: str
     first: str  # heading of the first column
     scores: tuple[str, ...]  # keys of results.json, one group of columns each
-    rows: dict[str, str]  # experiment -> name of the row
+    rows: dict[str, str]  # experiment -> name of the row; of "iou" it is the group, of all classes
 
 
-TITLES = {
-    "accuracy": "Accuracy",
-    "mean_accuracy": "Mean accuracy",
-    "miou_train": "mIoU (train)",
-    "miou": "mIoU",
-}
+def _texts(model: str) -> dict[str, str]:
+    return {f"{model}-names": "Class names", f"{model}-descriptions": "Class descriptions"}
+
+
+_TITLES = ("Accuracy", "Mean accuracy", "mIoU (train)", "mIoU")
+TITLES = dict(zip(_KEYS[1:], _TITLES, strict=True))
 _SHORT, _LONG = ("accuracy", "mean_accuracy", "miou"), tuple(TITLES)
+_BILINEAR = "Bilinear baseline: the encoder's stride-32 map, upsampled ×32; nothing is trained"
+_ADAPTER = "Adapter baseline: two trained 1×1 convolutions before upsampling"
+_FROZEN = "Frozen encoder: only the upsampler is trained"
+_FULL = "Whole network trained, on class descriptions"
+_CLASSES = {
+    "frozen-names": "Frozen encoder, names",
+    "full-narrow-descriptions": "Whole network, narrow, descriptions",
+}
+_PYRAMIDS = {
+    "full-descriptions": "As wide as the upsampler",
+    "full-narrow-descriptions": "Narrow, a quarter of that",
+}
+_ALL = {
+    "bilinear-descriptions": "Bilinear, descriptions",
+    "adapter-descriptions": "Adapter, descriptions",
+    "frozen-names": "Frozen encoder, names",
+    "full-narrow-descriptions": "Narrow pyramid, descriptions",
+    "swiftnet": "SwiftNet, single scale",
+}
 TABLES = (
-    TableLayout(
-        "7.1",
-        "Bilinear baseline: the encoder's stride-32 map, upsampled ×32; nothing is trained",
-        "Text",
-        _SHORT,
-        {"bilinear-names": "Class names", "bilinear-descriptions": "Class descriptions"},
-    ),
-    TableLayout(
-        "7.2",
-        "Adapter baseline: two trained 1×1 convolutions before upsampling",
-        "Text",
-        _SHORT,
-        {"adapter-names": "Class names", "adapter-descriptions": "Class descriptions"},
-    ),
-    TableLayout(
-        "7.3",
-        "Frozen encoder: only the upsampler is trained",
-        "Text",
-        _LONG,
-        {"frozen-names": "Class names", "frozen-descriptions": "Class descriptions"},
-    ),
-    TableLayout(
-        "7.4",
-        "IoU of each class",
-        "Class",
-        ("iou",),  # one row per class, one group of columns per experiment
-        {
-            "frozen-names": "Frozen encoder, names",
-            "full-narrow-descriptions": "Whole network, narrow, descriptions",
-        },
-    ),
-    TableLayout(
-        "7.5",
-        "Whole network trained, on class descriptions",
-        "Spatial pyramid",
-        _LONG,
-        {
-            "full-descriptions": "As wide as the upsampler",
-            "full-narrow-descriptions": "Narrow, a quarter of that",
-        },
-    ),
-    TableLayout(
-        "7.6",
-        "All approaches",
-        "Approach",
-        _SHORT,
-        {
-            "bilinear-descriptions": "Bilinear, descriptions",
-            "adapter-descriptions": "Adapter, descriptions",
-            "frozen-names": "Frozen encoder, names",
-            "full-narrow-descriptions": "Narrow pyramid, descriptions",
-            "swiftnet": "SwiftNet, single scale",
-        },
-    ),
+    TableLayout("7.1", _BILINEAR, "Text", _SHORT, _texts("bilinear")),
+    TableLayout("7.2", _ADAPTER, "Text", _SHORT, _texts("adapter")),
+    TableLayout("7.3", _FROZEN, "Text", _LONG, _texts("frozen")),
+    TableLayout("7.4", "IoU of each class", "Class", ("iou",), _CLASSES),
+    TableLayout("7.5", _FULL, "Spatial pyramid", _LONG, _PYRAMIDS),
+    TableLayout("7.6", "All approaches", "Approach", _SHORT, _ALL),
 )

@@ -5,7 +5,7 @@ tries again after the next epoch and at the end. Copies are checked when they ar
 """
 
 import contextlib
-import errno
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,114 +13,93 @@ from pathlib import Path
 from tqdm import tqdm
 
 from camvid_lang.errors import InputError
-from camvid_lang.results import read_results
-from camvid_lang.training.checkpoint import Checkpoints, copy, delete, epoch_of, load_checkpoint
+from camvid_lang.results import RunFolder, atomic_write, delete, read_results
+from camvid_lang.training.checkpoint import Checkpoints, epoch_of, load_checkpoint
 
-# The content of a run's folder.
-CHECKPOINTS = "checkpoints"
-RESULTS = ("figures.npz", "results.json")
-
-ATTEMPTS = 3  # to read the mirror at the start, and to complete it at the end
-PAUSE = 5  # seconds between them
+PAUSES = (0, 5, 5)  # seconds before each attempt to read the mirror, and to complete it
 PATIENCE = 600  # seconds that the end of a run waits for a drive that does not answer
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file atomically; the target's folder is made if missing, but not those above it."""
+    target.parent.mkdir(exist_ok=True)
+    with open(source, "rb") as original, atomic_write(target) as file:
+        shutil.copyfileobj(original, file, 1 << 20)
 
 
 class Mirror:
     """Copies a run's checkpoints and results from `local` to `remote`, and back to a new machine.
 
-    Raises:
-        InputError: `remote` cannot be written to, or is the run's own folder.
+    It is `active` once anything was given to copy. `InputError`: `remote` cannot be written to, or
+    is the folder of the run.
     """
 
-    def __init__(self, local: str | Path, remote: str | Path):
-        self.local, self.remote = Path(local), Path(remote)
-        if self.remote.resolve() == self.local.resolve():
-            raise InputError(f"mirror {remote} is the run's own folder: choose another one")
-        self.own, self.there = (Checkpoints(Path(root) / CHECKPOINTS) for root in (local, remote))
+    def __init__(self, local: RunFolder, remote: RunFolder):
+        self.local, self.remote = local, remote
+        if remote.path.resolve() == local.path.resolve():
+            raise InputError(f"mirror {remote.path} is the folder of the run: choose another one")
+        self._saved, self._copies = (Checkpoints(x.checkpoints) for x in (local, remote))
         try:
-            self.there.folder.mkdir(parents=True, exist_ok=True)
+            remote.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = f"cannot be written to ({error.strerror})"
-            raise InputError(f"mirror {remote} {reason}: mount the drive") from error
+            raise InputError(f"mirror {remote.path} {reason}: mount the drive") from error
         self._copied: dict[str, int] = {}  # name: modification time of the local file
         self._thread: threading.Thread | None = None
-        self._failure = ""  # of the latest update
-
-    @property
-    def active(self) -> bool:
-        """Whether anything was given to copy."""
-        return self._thread is not None
+        self._failure, self.active = "", False  # failure of the latest update
 
     def restore(self, name: str) -> None:
-        """Copy to `local` what it lacks: the newest undamaged checkpoint, the best, the results.
+        """Copy to `local` what it lacks: the newest undamaged checkpoint and the results.
 
-        Args:
-            name: of the experiment.
-
-        Raises:
-            InputError: the mirror holds another experiment, or cannot be read. Without it, training
-                would start over.
+        `InputError`: the mirror is of another experiment than `name`, or cannot be read.
         """
-        self.own.folder.mkdir(parents=True, exist_ok=True)
-        for attempt in range(ATTEMPTS):
-            time.sleep(PAUSE if attempt else 0)
+        self.local.checkpoints.mkdir(parents=True, exist_ok=True)
+        for pause in PAUSES:
+            time.sleep(pause)
             try:
                 return self._restore(name)
             except OSError as error:
                 failure = error
-        raise InputError(
-            f"mirror {self.remote} cannot be read ({failure}): mount the drive again and rerun, or "
-            "choose another mirror"
-        ) from failure
+        what = f"mirror {self.remote.path} cannot be read ({failure})"
+        advice = "mount the drive again and rerun, or choose another mirror"
+        raise InputError(f"{what}: {advice}") from failure
+
+    def _restore(self, name: str) -> None:
+        self.remote.checkpoints.stat()  # an unmounted drive must not look like an empty one
+        if (held := self._held()) not in (None, name):
+            advice = "choose another mirror"
+            raise InputError(f"mirror {self.remote.path} holds a run of {held}: {advice}")
+        for path in reversed(self._copies.files()):
+            if epoch_of(path) > self._saved.epoch:
+                self._restore_file(path, self.local.checkpoints / path.name)
+        for path in self.remote.finished_files():
+            if not (target := self.local.path / path.name).exists():
+                self._restore_file(path, target)
 
     def _held(self) -> str | None:
-        """The experiment of which the mirror holds a run; None if it holds nothing readable."""
+        """The experiment whose run the mirror holds; None if it holds nothing readable."""
         with contextlib.suppress(InputError):
-            return read_results(self.remote / "results.json")["experiment"]
-        for path in reversed(self.there.files()):
+            return read_results(self.remote.results)["experiment"]
+        for path in reversed(self._copies.files()):
             with contextlib.suppress(InputError):
                 return load_checkpoint(path)["settings"].get("name")
         return None
 
-    def _restore(self, name: str) -> None:
-        self.there.folder.stat()  # an unmounted drive must not look like an empty one
-        if (held := self._held()) not in (None, name):
-            raise InputError(f"mirror {self.remote} holds a run of {held}: choose another mirror")
-        for kind in ("last", "best"):
-            for path in reversed(self.there.files(kind)):
-                own = self.own.files(kind)
-                if (target := self.own.folder / path.name) in own:
-                    self._copied[path.name] = target.stat().st_mtime_ns
-                elif epoch_of(path) > max(map(epoch_of, own), default=-1):
-                    self._restore_file(path, target)
-        for name in RESULTS:
-            if (self.remote / name).exists() and not (self.local / name).exists():
-                self._restore_file(self.remote / name, self.local / name)
-
     def _restore_file(self, source: Path, target: Path) -> None:
-        check = {".pt": load_checkpoint, ".json": read_results}.get(source.suffix)
+        check = {".pt": load_checkpoint, ".json": read_results}.get(source.suffix, Path.stat)
         copy(source, target)
         try:
-            if check:
-                check(target)
+            check(target)
         except InputError as error:
             target.unlink()
             print(f"note: {source} is skipped: {error}")
         else:
-            print(f"restored {target.name} from {self.remote}")
+            print(f"restored {target.name} from {self.remote.path}")
             self._copied[target.name] = target.stat().st_mtime_ns
-
-    def clear(self) -> None:
-        """Delete the earlier run on the mirror; `InputError` if the drive refuses."""
-        try:
-            self.there.clear()
-            for name in RESULTS:
-                delete(self.remote / name)
-        except OSError as error:
-            raise InputError(f"mirror {self.remote} cannot be cleared ({error})") from error
 
     def update(self) -> None:
         """Start to copy what is new, unless an earlier update is still copying."""
+        self.active = True
         if not (self._thread and self._thread.is_alive()):
             self._thread = threading.Thread(target=self._update, daemon=True)
             self._thread.start()
@@ -128,49 +107,45 @@ class Mirror:
     def finish(self) -> bool:
         """Wait until everything is copied; prints a note and returns False if that fails."""
         deadline = time.monotonic() + PATIENCE
-        for attempt in range(ATTEMPTS):
-            time.sleep(PAUSE if attempt else 0)
+        for pause in PAUSES:
+            time.sleep(pause)
             for _ in range(2):  # an update under way may have begun before the last files came
                 self.update()
                 self._thread.join(max(0.0, deadline - time.monotonic()))
             if not (self._failure or self._thread.is_alive()):
                 return True
-        print(f"note: mirror {self.remote} is not complete; the run in {self.local} is")
+        print(f"note: mirror {self.remote.path} is not complete; the run in {self.local.path} is")
         return False
 
     def _update(self) -> None:
-        failure = ""
         try:
             self._copy_new()
+            self._failure = ""
         except OSError as error:
-            failure = f"mirror {self.remote} could not be updated ({error.strerror or error})"
+            failure = f"mirror {self.remote.path} could not be updated ({error.strerror or error})"
             if failure != self._failure:
                 tqdm.write(f"note: {failure}; it is tried again later")
-        self._failure = failure
+            self._failure = failure
 
     def _copy_new(self) -> None:
-        if not self.remote.parent.is_dir():  # nothing is written to where a drive was mounted
-            raise FileNotFoundError(errno.ENOENT, "the drive is not mounted", str(self.remote))
-        # Without parents: a drive that goes away now does not become a local folder.
-        for folder in (self.remote, self.there.folder):
-            folder.mkdir(exist_ok=True)
-        results = [self.local / name for name in RESULTS if (self.local / name).exists()]
-        files = [*self.own.kept(), *results]
+        # Without parents: a drive that has gone away does not become a local folder.
+        self.remote.path.mkdir(exist_ok=True)
+        files = [*self._saved.kept(), *self.local.finished_files()]
         for path in files:
-            try:
-                written = path.stat().st_mtime_ns
-                if self._copied.get(path.name) != written:
-                    copy(path, self.remote / path.relative_to(self.local))
-                    self._copied[path.name] = written
-            except FileNotFoundError:
-                if path.exists():  # otherwise a newer checkpoint has replaced it
-                    raise
-        names = [path.name for path in files]
-        newest = max(map(epoch_of, self.own.files()), default=-1)
-        for path in (*self.there.files("last"), *self.there.files("best")):
-            # Checkpoints of later epochs than this run has are kept, whatever the reason.
-            if path.name not in names and epoch_of(path) <= newest:
-                delete(path)
-        for folder in (self.remote, self.there.folder):
-            for leftover in folder.glob("*.part"):  # of a process that was killed
-                delete(leftover)
+            self._copy_file(path)
+        names = {path.name for path in files}
+        stale = [path for path in self._copies.files() if path.name not in names]
+        # Later epochs than this run has are kept, whatever the reason; a kill leaves parts.
+        old = [path for path in stale if epoch_of(path) <= self._saved.epoch]
+        for path in (*old, *self.remote.path.rglob("*.part")):
+            delete(path)
+
+    def _copy_file(self, path: Path) -> None:
+        try:
+            written = path.stat().st_mtime_ns
+            if self._copied.get(path.name) != written:
+                copy(path, self.remote.path / path.relative_to(self.local.path))
+                self._copied[path.name] = written
+        except FileNotFoundError:
+            if path.exists():  # otherwise a newer checkpoint has replaced it
+                raise

@@ -1,6 +1,6 @@
 """Trains the tiny CLIP that the package carries, for machines without access to a model hub.
 
-    python benchmarks/tiny_clip.py --out FILE [--steps N] [--seed S]
+    python scripts/tiny_clip.py --out FILE [--steps N] [--seed S]
 
 The model (`camvid_lang/assets/camvid-tiny.json`: a 0.36 M parameter ConvNeXt of timm, a two-layer
 text tower, 64-d embeddings) is trained contrastively on drawn scenes and the captions below. The
@@ -16,13 +16,13 @@ gives the same bytes again. On 60 scenes of seeds not trained on they printed (a
 import argparse
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
+from draw_scenes import draw_scene, scene_seed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from camvid_lang.data.classes import CLASSES, DESCRIPTIONS, NUM_CLASSES, VOID
 from camvid_lang.models.encoder import TINY, DenseCLIPEncoder, load_clip
-from camvid_lang.scenes.dataset import draw_scene, scene_seed
 
 # Seeds of the scenes that are trained and tested on; those of a data set are small numbers.
 TRAINING_SEED, TEST_SEED = 1001, 1002
@@ -183,12 +182,6 @@ def caption(rng: np.random.Generator, name: str) -> str:
     return f"{MORE[name][first]} {MORE[name][second]}" if kind < 0.9 else MORE[name][first]
 
 
-def caption_words() -> list[str]:
-    """The words that occur in captions, in alphabetical order."""
-    texts = itertools.chain.from_iterable((*SHORT.values(), *SENTENCES.values()))
-    return sorted(set(re.findall(r"\w+", " ".join(texts).lower())))
-
-
 def draw_scenes(count: int, seed: int) -> Scenes:
     drawn = [draw_scene(scene_seed(seed, "train", i)) for i in tqdm(range(count), desc="scenes")]
     images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*drawn, strict=True))
@@ -328,10 +321,9 @@ def zero_shot(model: open_clip.CLIP, texts: Tensor, scenes: Scenes) -> float:
 
 
 def save_weights(model: open_clip.CLIP, path: Path) -> None:
-    """Write the weights in float16 as safetensors, and next to them the words of the captions."""
+    """Write the weights in float16 as safetensors."""
     state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     save_file(state, path, metadata={"format": "pt"})
-    path.with_suffix(".txt").write_text("\n".join(caption_words()) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,1 +1,0 @@
-"""Drawn street scenes."""
