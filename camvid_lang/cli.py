@@ -210,7 +210,7 @@ def vocabulary(args: argparse.Namespace) -> None:
     """
     from camvid_lang.data.camvid import load_camvid
     from camvid_lang.data.words import Wording, parse_classes
-    from camvid_lang.results import RunFolder, read_results, read_vocabulary, write_results
+    from camvid_lang.results import RunFolder, read_results, read_vocabulary, write_json
     from camvid_lang.segmenter import load
 
     paths = [Path(name) for name in args.wording]
@@ -231,7 +231,7 @@ def vocabulary(args: argparse.Namespace) -> None:
     measured = read_results(folder.results)["data"] if folder.is_finished else {}
     if frames.digest == measured.get("digest"):
         kept = (read_vocabulary(folder.vocabulary) or {"wordings": {}})["wordings"]
-        write_results(folder.vocabulary, {**found, "wordings": {**kept, **found["wordings"]}})
+        write_json(folder.vocabulary, {**found, "wordings": {**kept, **found["wordings"]}})
 
 
 @command("data verify", FOLDER)
@@ -369,6 +369,8 @@ def _with_flags(message: str) -> str:
     for name in ("fresh=True", "text_bank=PATH", "weights=PATH"):
         flag = name.removesuffix("=True").replace("=", " ").replace("_", "-")
         message = message.replace(name, f"--{flag}")
+    if message.startswith(("none_below=", "compare=", "tile=")):
+        message = f"--{message.replace('_', '-', 1).replace('=', ' ', 1)}"
     return " ".join(message.splitlines())
 
 

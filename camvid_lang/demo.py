@@ -25,7 +25,7 @@ from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.report.html import report_runs
 from camvid_lang.report.thesis import THESIS_ROWS
-from camvid_lang.results import RunFolder, read_results, write_results
+from camvid_lang.results import RunFolder, read_results, write_json
 from camvid_lang.runs import run
 from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints
@@ -141,7 +141,7 @@ def _run_row(row: Experiment, out: Path, device: str) -> None:
             run(row, data, folder.path, device=device, command=command)
             if row.name in ASKED and not folder.vocabulary.exists():
                 model = load(folder.path, device=device)
-                write_results(folder.vocabulary, model.vocabulary_shift(load_camvid(data, "test")))
+                write_json(folder.vocabulary, model.vocabulary_shift(load_camvid(data, "test")))
         except (Exception, KeyboardInterrupt) as error:
             line = " ".join(str(error).split())
             if not isinstance(error, InputError | KeyboardInterrupt):  # a defect

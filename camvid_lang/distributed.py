@@ -70,6 +70,13 @@ def barrier() -> None:
         dist.barrier()
 
 
+def synchronise(model: nn.Module) -> None:
+    """Give all processes the BatchNorm statistics of the main one, as they differ on CPUs."""
+    if world_size() > 1:
+        for value in model.buffers():
+            dist.broadcast(value, src=0)
+
+
 def share(*tensors: Tensor) -> list[Tensor]:
     """This process's share of the first dimension of each tensor."""
     return [tensor[rank() :: world_size()] for tensor in tensors]

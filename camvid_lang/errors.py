@@ -12,10 +12,6 @@ class InputError(Exception):
     """
 
 
-class FolderInUse(InputError):
-    """Another process holds the folder of a run."""
-
-
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal; it resumes from its last checkpoint.
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from camvid_lang.data.camvid import Frames, image_files, raise_problems
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
-from camvid_lang.data.labels import read_card, read_label, shift_hint
+from camvid_lang.data.labels import read_dataset_info, read_label, shift_hint
 from camvid_lang.data.words import Wording, wordings
 from camvid_lang.device import autocast
-from camvid_lang.distributed import is_main, share, total
+from camvid_lang.distributed import is_main, share, synchronise, total
 from camvid_lang.errors import InputError
 from camvid_lang.models.segmentation import COMPARE, LanguageModel, SegmentationModel, best_class
 from camvid_lang.models.text import Vocabulary
@@ -103,6 +103,7 @@ def evaluate(
     """
     if (names := (vocabulary or model).names) != CLASSES:
         raise InputError(f"classes are {', '.join(names)}: give a vocabulary of the 11 of CamVid")
+    synchronise(model)
     device = next(model.parameters(), frames.images).device
     text = vocabulary and vocabulary.to(device).vectors
     batches = [x.split(batch_size) for x in share(frames.images, frames.labels)]
@@ -166,7 +167,7 @@ def vocabulary_shift(
         InputError: a wording in `asked` that cannot be embedded or is called "own"; SwiftNet.
     """
     if "own" in (asked or {}):
-        raise InputError("wording 'own' is that of training: give the other another name")
+        raise InputError("the name 'own' is the wording of training: choose another name")
     prompts = map(" | ".join, model.vocabulary.prompts)
     own = {name: [text] for name, text in zip(model.names, prompts, strict=True)}
     rows = {"own": (Wording("the words of training", own), model.text)}
@@ -238,7 +239,7 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
             f"{len(alone)} file(s) in only one of {predictions} and {labels} (first: "
             f"{alone[0]}.png): add their counterparts or remove them"
         )
-    cards = [read_card(x.parent if x.name.endswith("annot") else x) for x in folders]
+    cards = [read_dataset_info(x.parent if x.name.endswith("annot") else x) for x in folders]
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for name, file in predicted.items():

@@ -40,7 +40,7 @@ class Experiment:
 
     name: str
     model: str  # bilinear, adapter, clip-upsampler or swiftnet
-    text_set: str = _setting("", "names, descriptions, or a JSON file of prompts")
+    text_set: str = _setting("", "names, descriptions, or a file of classes")
     profile: str = "thesis"
     encoder: str = _setting(THESIS_ENCODER, f"a convnext_* of open_clip, {TINY} or {RESNET18}")
     weights: str = _setting(THESIS_WEIGHTS, "a tag of open_clip, or a file")
@@ -111,7 +111,7 @@ SETTINGS = {entry.name: entry for entry in fields(Experiment) if "help" in entry
 _FROZEN = {"model": "clip-upsampler"}
 _FULL = {"model": "clip-upsampler", "train_encoder": True, "epochs": 400}
 _DESCRIBED = {**_FULL, "text_set": "descriptions", "score_train": True}
-# The thesis gives no training settings for SwiftNet: those of the whole network are taken, and the
+# The thesis gives no training settings for SwiftNet: taken are those for the whole network, and the
 # widths of the SwiftNet paper.
 _SWIFTNET = {"encoder": RESNET18, "weights": "", "train_encoder": True, "epochs": 400}
 _SWIFTNET |= {"width": 128, "spp_bottleneck": 128, "spp_width": 42, "batch_size": 12}
@@ -167,7 +167,7 @@ def configure(name: str, /, profile: str = "thesis", **settings: object) -> Expe
     changes = _scaled(base, profile, given)
     encoder = changes.get("encoder", base.encoder)
     if given.get("encoder", encoder) != encoder:
-        changes["weights"] = ""  # those of another encoder would not fit
+        changes["weights"] = ""  # which would not fit another encoder
     return replace(base, profile=profile, **{**changes, **given})
 
 

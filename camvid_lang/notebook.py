@@ -171,7 +171,7 @@ class Session:
         """{experiment: results} of all finished runs, here or on Google Drive.
 
         Runs with other settings than this session's have the names of their folders, such as
-        "frozen-names epochs=10". `InputError` where there is none.
+        "frozen-names epochs=10". `InputError` without one.
         """
         if not (files := self._files()):
             raise InputError(f"{self.runs}: no finished run; run notebook 02 or 03 first")
@@ -200,7 +200,8 @@ class Session:
             raise InputError(f"{name} is not finished: run it, or choose {', '.join(files)}")
         local = RunFolder(self.runs / files[name].parent.name)
         if not local.is_finished:
-            Mirror(local, RunFolder(files[name].parent)).restore(name.partition(" ")[0])
+            settings = read_results(files[name])["settings"]
+            Mirror(local, RunFolder(files[name].parent)).restore(settings)
         return local.path
 
     def segmenter(self, name: str = "") -> Segmenter:
@@ -350,7 +351,10 @@ def _answer(
     small, several = Image.fromarray(image), len(found.classes) > 1
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     pixels = np.array(small)
-    maps = (segmenter.probabilities if several else segmenter.cosines)(pixels, classes, **options)
+    if several:
+        maps = segmenter.probabilities(pixels, classes, **options)
+    else:  # whose probability would be 1
+        maps = segmenter.cosines(pixels, classes)
     maps = heat_maps(pixels, maps, found.classes, probabilities=several)
     notes = [one_class_note(name) for name in classes if len(classes) == 1]
     shown = zip(drawn_names(list(classes)), classes, strict=True)
@@ -359,7 +363,7 @@ def _answer(
     vectors = segmenter.model.vocabulary.vectors.cpu().numpy()
     usual = np.quantile(np.sort(vectors @ vectors.T)[:, -2], 0.25)
     for name, prompts in classes.items():
-        if (nearest := segmenter.similarity(prompts).max()) < usual:
+        if (nearest := segmenter.similarity({name: prompts}).max()) < usual:
             notes.append(f"{name}: not similar to any class of the run (cosine {nearest:.2f})")
     return found, (drawn, maps), notes
 

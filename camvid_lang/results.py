@@ -18,7 +18,7 @@ from camvid_lang import __version__
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.words import class_prompts
-from camvid_lang.errors import FolderInUse, InputError
+from camvid_lang.errors import InputError
 from camvid_lang.evaluation import predict
 from camvid_lang.models.segmentation import SegmentationModel
 from camvid_lang.models.text import TextEncoder, embed
@@ -55,14 +55,14 @@ class RunFolder:
     def lock(self) -> contextlib.AbstractContextManager:
         """Hold the folder, made if missing, for this process; the system releases it on a crash.
 
-        `FolderInUse`: another process holds it. `InputError`: it cannot be written to.
+        `InputError`: another process holds it, or it cannot be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             return filelock.FileLock(self.path / ".lock", timeout=0).acquire()
         except filelock.Timeout as error:
             what = f"folder {self.path} is in use by another run"
-            raise FolderInUse(f"{what}: wait for it, or choose another") from error
+            raise InputError(f"{what}: wait for it, or choose another") from error
         except OSError as error:
             what = f"folder {self.path} cannot be written to ({error.strerror})"
             raise InputError(f"{what}: choose another") from error
@@ -115,7 +115,7 @@ def _check(value: object, schema: object) -> None:
                 _check(entry, inner)
 
 
-def write_results(path: str | Path, results: Mapping) -> None:
+def write_json(path: str | Path, results: Mapping) -> None:
     """Write `results` as JSON; the file is replaced only once it is complete."""
     with atomic_write(path) as file:
         file.write(f"{json.dumps(results, indent=1)}\n".encode())
@@ -170,7 +170,7 @@ def figure_data(
 
 
 def _clear_frames(frames: Frames) -> list[int]:
-    """The frame of each quarter with the most classes, then the highest contrast, which sorts."""
+    """One frame of each quarter: with the most classes, then the highest contrast; sorted by it."""
     shown, contrast = [], []
     for image, label in zip(frames.images, frames.labels, strict=True):
         counts = torch.bincount(label.flatten(), minlength=NUM_CLASSES)[:NUM_CLASSES]

@@ -32,7 +32,7 @@ from camvid_lang.results import (
     read_results,
     versions,
     write_figures,
-    write_results,
+    write_json,
 )
 from camvid_lang.training.checkpoint import LOCATIONS, Checkpoints, changed_settings, encoder_digest
 from camvid_lang.training.loop import train
@@ -66,10 +66,12 @@ def run(  # noqa: PLR0913  the public API
             folder that another process is using.
         Interrupted: by SIGINT or SIGTERM while training; see `training.loop.train`.
     """
+    if isinstance(experiment, str):
+        raise InputError(f"experiment {experiment!r}: make it by camvid_lang.experiment(name)")
     target, folder, prompts = pick_device(device), RunFolder(out), trained_prompts(experiment)
     dataset = load_dataset(data, experiment)
     print(f"{experiment.name}: profile {experiment.profile} on {target}; {dataset.sizes}")
-    with _opened(folder, experiment.name, mirror, fresh) as checkpoints:
+    with _opened(folder, experiment, mirror, fresh) as checkpoints:
         if folder.is_finished:
             return _read_finished(folder, experiment, prompts, dataset)
         model, text_encoder = build_model(experiment, prompts)
@@ -80,13 +82,13 @@ def run(  # noqa: PLR0913  the public API
         results |= {"prompts": prompts, "command": command}
         if is_main():
             write_figures(folder.figures, figure_data(model, dataset.test, text_encoder))
-            write_results(folder.results, results)
+            write_json(folder.results, results)
         return results
 
 
 @contextlib.contextmanager
 def _opened(
-    folder: RunFolder, name: str, mirror: str | Path | None, fresh: bool
+    folder: RunFolder, experiment: Experiment, mirror: str | Path | None, fresh: bool
 ) -> Iterator[Checkpoints]:
     """Hold the folder, as the mirror or `fresh` wants it; the mirror is complete at the end."""
     if not is_main():
@@ -98,7 +100,7 @@ def _opened(
         if fresh:
             folder.clear()
         if copies:
-            copies.remote.clear() if fresh else copies.restore(name)
+            copies.remote.clear() if fresh else copies.restore(experiment.settings())
         barrier()
         try:
             yield Checkpoints(folder.checkpoints, copies.update if copies else None)
@@ -183,12 +185,11 @@ def build_model(
 ) -> tuple[SegmentationModel, TextEncoder | None]:
     """The experiment's model on the CPU and its text encoder (None for swiftnet).
 
-    Pretrained parts are loaded, new ones seeded; `prompts` replace those of the text set.
+    Pretrained parts are loaded, new ones seeded; `prompts` replace the text set.
 
     `InputError`: missing weights, a prompt that cannot be embedded, a text bank of another CLIP,
     widths that do not match.
     """
-    torch.manual_seed(experiment.seed)  # of weights that are random
     encoder, clip = _load_encoder(experiment, experiment.weights)
     text_encoder = _load_text_encoder(experiment, clip)
     prompts = prompts or trained_prompts(experiment)
@@ -198,6 +199,7 @@ def build_model(
 
 def _load_encoder(experiment: Experiment, weights: str) -> tuple[nn.Module, open_clip.CLIP | None]:
     """The image encoder, and the CLIP that it is part of."""
+    torch.manual_seed(experiment.seed)  # of weights that are random
     if experiment.encoder == encoders.RESNET18:
         return encoders.load_resnet18(weights), None
     clip = encoders.load_clip(experiment.encoder, weights)
@@ -212,6 +214,7 @@ def _load_text_encoder(experiment: Experiment, clip: open_clip.CLIP | None) -> T
     if name == encoders.RESNET18:  # which has no text tower
         name, weights = encoders.TINY, ""
     if not experiment.text_bank:
+        torch.manual_seed(experiment.seed)  # as in `_load_encoder`
         return CLIPTextEncoder(clip or encoders.load_clip(name, weights), name)
     bank = TextBank(experiment.text_bank)
     needed, found = (re.sub(r"[\W_]", "", word).lower() for word in (name, bank.model))
@@ -287,7 +290,7 @@ def _read_finished(
         changed.append("the prompts differ")
     for key, split in (("digest", "test"), ("train_digest", "training")):
         if data.get(key) != dataset.description[key]:
-            changed.append(f"the {split} frames differ from those of {data['name']}")
+            changed.append(f"the {split} frames differ from {data['name']}")
     if changed:
         advice = f"undo the change, choose another folder, or {START_OVER}"
         raise InputError(f"{folder.path} holds another run ({'; '.join(changed)}): {advice}")
@@ -314,7 +317,7 @@ def load_run(
         InputError: no run there; weights or a text bank that are missing or of other content.
     """
     if not (saved := Checkpoints(RunFolder(folder).checkpoints).newest()):
-        raise InputError(f"{folder} holds no run with a checkpoint: {START_OVER}")
+        raise InputError(f"{folder} holds no run with a checkpoint: give the folder of a run")
     state = saved[1]
     moved = {"text_bank": text_bank, "weights": weights}.items()
     settings = state["settings"] | {key: str(path) for key, path in moved if path is not None}

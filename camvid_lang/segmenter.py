@@ -156,8 +156,8 @@ class Segmenter:
         Args:
             compare: `anchored` (words stand for classes of training: "house" for "building"),
                 `cosine` (the thesis's way), or `clip` (words for things that were not trained; a
-                frozen CLIP only), see `Match.scores`. The model's classes, and words by a model
-                that was not trained, are always compared by cosine.
+                frozen CLIP only), see `Match.scores`. The model's classes as a whole, and words by
+                a model that was not trained, are always compared by cosine.
             none_below: in 0..1. Pixels become the class `none of these` where every agreement with
                 the classes (see `LanguageModel.match`) is below this. 0: no such class.
             max_side: a larger image is reduced to this many pixels for the model.
@@ -252,8 +252,8 @@ class Segmenter:
         """Raise InputError for SwiftNet."""
         if self._text_encoder is None:
             raise InputError(
-                f"{self.experiment.name} has fixed classes, its 11: choose a run of bilinear-*, "
-                "adapter-*, frozen-* or full-* for other words"
+                f"{self.experiment.name} has fixed classes, its 11: choose a run with language for "
+                "other words, such as frozen-names"
             )
 
     def _query(self, classes: Classes | None, **options: object) -> _Query:
@@ -274,6 +274,8 @@ class Segmenter:
         is_other = prompts and tuple(map(tuple, prompts.values())) != self._prompts
         if query.none_below or is_other:
             query.text = self.vocabulary(prompts).vectors
+        if query.none_below and NONE_OF_THESE in query.names:
+            raise InputError(f"class {NONE_OF_THESE!r} is given twice: none_below adds it")
         query.names += [NONE_OF_THESE] if query.none_below else []
         return query
 

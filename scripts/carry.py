@@ -40,8 +40,8 @@ def carry(run: RunFolder, to: Path) -> None:
     one = {key: getattr(figures, key)[:1] for key in ("images", "labels", "predictions", "names")}
     files.write_figures(target.figures, replace(figures, **one))
     if vocabulary:
-        files.write_results(target.vocabulary, vocabulary)
-    files.write_results(target.results, results)
+        files.write_json(target.vocabulary, vocabulary)
+    files.write_json(target.results, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -35,7 +35,13 @@ from tqdm import tqdm
 from camvid_lang.data import camvid
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.download import fetch
-from camvid_lang.data.labels import CLASSES_KEY, image_errors, read_card, read_label, shift_hint
+from camvid_lang.data.labels import (
+    CLASSES_KEY,
+    image_errors,
+    read_dataset_info,
+    read_label,
+    shift_hint,
+)
 from camvid_lang.errors import InputError
 
 # The 32 classes of the original release (Brostow et al., 2008) with their colours, RGB in 0..255,
@@ -95,7 +101,9 @@ def tables(layout: Layout, root: Path, first_id: int | None, void: int | None) -
     for (red, green, blue), class_id in COLOURS.items():
         colours[red << 16 | green << 8 | blue] = class_id
     if layout.name == "SegNet":
-        ids = read_card(root).ids if first_id is None else (first_id, first_id + NUM_CLASSES)
+        ids = (
+            read_dataset_info(root).ids if first_id is None else (first_id, first_id + NUM_CLASSES)
+        )
         first, void = ids[0], ids[1] if void is None else void
         if not (0 <= first <= 200 and 0 <= void <= 255) or 0 <= void - first < NUM_CLASSES:
             text = f"first id {first}, void {void}: out of range, or void is the id of a class"
@@ -298,7 +306,7 @@ def convert(
             # Not plain "CamVid", whose scores are compared with published ones.
             name = "CamVid" if report.name == "CamVid" else Path(source).resolve().name
             name = f"{name} {report.size[1]}x{report.size[0]} ({layout.name})"
-            name = (is_segnet and read_card(root).name) or name
+            name = (is_segnet and read_dataset_info(root).name) or name
             (ready / "dataset.json").write_text(json.dumps({"name": name}), encoding="utf-8")
             report = replace(report, name=name)
         if dest.exists():

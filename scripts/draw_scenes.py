@@ -635,6 +635,9 @@ def main() -> None:
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="scenes")
     parser.add_argument("--quality", type=int, default=80, help="of the WebP images, 0 to 100")
     options = parser.parse_args()
+    if options.out.is_dir() or min(getattr(options, split) for split in SPLITS) < 1:
+        parser.error("OUT.zip is a file, and at least one scene of each split is needed")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     jobs = [(split, index) for split in SPLITS for index in range(getattr(options, split))]
     with atomic_write(options.out) as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo("dataset.json", TIMESTAMP), json.dumps({"name": "scenes"}))

@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--weights", help="where the encoder's weights are now")
     parser.add_argument("--text-bank", help="where the text bank is now")
     args = parser.parse_args()
+    Path(args.path).parent.mkdir(parents=True, exist_ok=True)
     try:
         segmenter = cl.load(args.run, "cpu", text_bank=args.text_bank, weights=args.weights)
         metadata = export(segmenter, args.path, args.classes, args.text_input)

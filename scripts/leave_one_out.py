@@ -30,7 +30,7 @@ from camvid_lang.evaluation import confusion_matrix, scores
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, Experiment, configure
 from camvid_lang.models import RESNET18
 from camvid_lang.models.segmentation import COMPARE
-from camvid_lang.results import versions, write_results
+from camvid_lang.results import versions, write_json
 from camvid_lang.runs import build_model, load_dataset, trained_prompts
 from camvid_lang.segmenter import Segmenter
 from camvid_lang.training.checkpoint import Checkpoints
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             segmenter = train_without(held_out, dataset.train, experiment)
             rows = {**ask(segmenter, dataset.test), **untrained}
             found["held_out"][key] = {name: means(iou, held_out) for name, iou in rows.items()}
-            write_results(options.out, found)
+            write_json(options.out, found)
 
 
 if __name__ == "__main__":

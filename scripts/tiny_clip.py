@@ -329,9 +329,10 @@ def save_weights(model: open_clip.CLIP, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny CLIP on drawn scenes.")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=6000, help="default: 6000, an hour")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the sum of gradients depends on the number of threads
     model = train(options.steps, options.seed)
     save_weights(model, options.out)

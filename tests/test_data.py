@@ -230,7 +230,7 @@ def test_ids_that_count_from_one_are_a_note_and_a_warning(scenes, tmp_path):
     before = load_camvid(root, "train").digest
     for path in root.glob("*annot/*.png"):
         rewrite(path, (np.array(Image.open(path)) + 1) % 12)
-    hint = 'ids look shifted by one: if they count from 1, write {"first_id": 1, "void": 0} to'
+    hint = 'ids look shifted by one: if they count from 1, set "first_id": 1, "void": 0 in'
     assert (verify(root).problems, len(verify(root).notes)) == ((), 1)
     assert f"note: {hint}" in verify(root).summary()
     with pytest.warns(UserWarning, match=f"^{root}: {hint}"):
@@ -249,7 +249,7 @@ def note(count, kind, names):
 def test_files_with_other_pixels_are_named(release, capsys):
     command = ["data", "verify", str(release)]
     assert main(command) == 0
-    assert "complete: every pixel is that of the CamVid release" in capsys.readouterr().out
+    assert "complete: every pixel is as in the CamVid release" in capsys.readouterr().out
     for name, suffix in (("val/val_000", ".jpg"), ("test/test_001", ".webp")):
         path = release / f"{name}.png"
         Image.open(path).save(path.with_suffix(suffix), lossless=True)  # but for JPEG

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from camvid_lang.data.classes import CLASSES, SHARES, VOID
-from camvid_lang.data.labels import CLASSES_KEY, LabelIds, read_card, read_label, shift_hint
+from camvid_lang.data.labels import CLASSES_KEY, LabelIds, read_dataset_info, read_label, shift_hint
 from camvid_lang.errors import InputError
 
 ALL = (np.arange(187) % 12).reshape(11, 17).astype(np.uint8)
@@ -69,9 +69,9 @@ def test_other_ids_are_listed_and_those_counted_from_one_get_a_card_that_fixes_t
     assert message.startswith("id 31, 40, 60, 61, 62, 63 is not one of 0..10 (void is 11); run scr")
     for ids, values in ((LabelIds(), ALL + 1), (LabelIds(1, 12), (ALL + 1) % 12)):
         message = refused(path, png(values), ids)
-        card = re.search(r"if they count from 1, write (\{.*\}) to dataset.json", message)[1]
-        path.with_name("dataset.json").write_text(card)
-        assert np.array_equal(read_label(path, read_card(path.parent).ids), ALL)
+        card = re.search(r"if they count from 1, set (.*) in dataset.json", message)[1]
+        path.with_name("dataset.json").write_text(f"{{{card}}}")
+        assert np.array_equal(read_label(path, read_dataset_info(path.parent).ids), ALL)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_each_shifted_label_is_found_and_no_other(data, request):
     every = [np.bincount(read_label(path).ravel(), minlength=12) for path in paths]
     for path, counts in zip(paths, every, strict=True):
         assert shift_hint(counts) == "", path
-        assert 'write {"first_id": 1, "void": 0} to' in shift_hint(np.roll(counts, 1)), path
+        assert 'set "first_id": 1, "void": 0 in' in shift_hint(np.roll(counts, 1)), path
         assert "they are too low; add 1" in shift_hint(np.roll(counts, -1)), path
     assert shift_hint(np.zeros(12)) == ""
     if data == "camvid":

@@ -17,7 +17,7 @@ from camvid_lang.data.classes import CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.report import figures, tables
 from camvid_lang.report.html import report_runs
-from camvid_lang.results import FigureData, RunFolder, write_figures, write_results
+from camvid_lang.results import FigureData, RunFolder, write_figures, write_json
 
 # Typed in from the thesis again.
 THESIS = {
@@ -86,7 +86,7 @@ def frames(count=6, names=None):
 
 def write_run(path, results, data=None):
     path.mkdir(parents=True)
-    write_results(RunFolder(path).results, results)
+    write_json(RunFolder(path).results, results)
     if data:
         write_figures(RunFolder(path).figures, data)
     return path
@@ -207,7 +207,7 @@ def test_scores_with_other_words_are_shown_for_the_frames_of_the_scores(tmp_path
     assert table.rows == (("own: why", *[50.0] * 4), ("far: why", *[20.0] * 3, None))
     other = result("adapter-names", data={**WHOLE, "digest": "another"})
     for name, run in {"b": result(), "a": other}.items():
-        write_results(RunFolder(write_run(tmp_path / name, run)).vocabulary, asked)
+        write_json(RunFolder(write_run(tmp_path / name, run)).vocabulary, asked)
     page = Page(report_runs([tmp_path], json_file=tmp_path / "all.json"))
     _, _, far = next(rows for rows in page.tables.values() if rows[0][0] == "Words")
     assert far == ["far: why", "20.00", "20.00", "20.00"]

@@ -27,15 +27,16 @@ from camvid_lang.training import mirror
 from camvid_lang.training.checkpoint import KEYS, Checkpoints
 from camvid_lang.training.mirror import Mirror
 
-STATE = {**{key: {} for key in KEYS}, "settings": {"name": "frozen-names"}}
+
+def experiment(**changes):
+    return configure("frozen-names", "smoke", **{"epochs": 2, "limit": 0, **changes})
+
+
+STATE = {**{key: {} for key in KEYS}, "settings": experiment().settings()}
 
 
 def state(epoch):
     return {**STATE, "epoch": epoch, "model": {"w": torch.full((999,), float(epoch))}}
-
-
-def experiment(**changes):
-    return configure("frozen-names", "smoke", **{"epochs": 2, "limit": 0, **changes})
 
 
 def full(*_args, **_kwargs):
@@ -209,10 +210,17 @@ def test_the_mirror_follows_and_is_restored(pair, tmp_path, monkeypatch):
     assert copies.finish()
     complete(saved, remote)
     elsewhere = tmp_path / "new machine" / "run"
-    with pytest.raises(InputError, match="holds a run of frozen-names: choose another mirror"):
-        mirrored(elsewhere, remote).restore("swiftnet")
-    mirrored(elsewhere, remote).restore("frozen-names")
-    assert names(Checkpoints(elsewhere / "checkpoints")) == ["last-0004.pt"]
+    with pytest.raises(
+        InputError, match=r"another run \(name was 'frozen-names', now 'swiftnet'\)"
+    ):
+        mirrored(elsewhere, remote).restore({"name": "swiftnet"})
+    copy = Checkpoints(elsewhere / "checkpoints")
+    assert names(copy) == []
+    for _ in range(2):  # also in place of a damaged file
+        mirrored(elsewhere, remote).restore(STATE["settings"])
+        assert names(copy) == ["last-0004.pt"]
+        assert equal(copy.newest()[1], saved.newest()[1])
+        flip(copy.files()[0])
     kept = Checkpoints(remote / "checkpoints")
     further = kept.save(state(9))
     assert copies.finish()
@@ -291,7 +299,7 @@ def test_a_drive_that_cannot_be_read_never_starts_a_run_over(
     with pytest.raises(InputError, match=r"mirror .* cannot be read .*mount the drive again"):
         run(experiment(), tiny_dataset, new, mirror=remote)  # tries three times
     assert sorted(remote.rglob("*")) == before
-    mirrored(new, remote).restore("frozen-names")
+    mirrored(new, remote).restore(experiment().settings())
     assert Checkpoints(new / "checkpoints").epoch == 1
 
 

@@ -4,6 +4,7 @@ import json
 import unicodedata
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from torch.nn import functional as F
@@ -104,7 +105,7 @@ def test_a_file_of_classes_that_is_missing_or_not_utf8_is_no_class(tmp_path):
         with pytest.raises(InputError, match=rf"{name} is .*(missing|No such file)"):
             parse_classes(name)
     (tmp_path / "latin.json").write_bytes('["pavé"]'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.json is not a UTF-8 file of classes"):
+    with pytest.raises(InputError, match=r"latin\.json is not a readable UTF-8 file"):
         parse_classes(tmp_path / "latin.json")
 
 
@@ -177,3 +178,11 @@ def test_the_real_vectors_of_clip_name_the_eleven_classes(clip_text_bank):
     assert vectors.shape == (11, 512)
     similarity = vectors @ vectors.T
     assert similarity[10].argsort(descending=True)[1] == 9  # a rider is most like a person
+
+
+def test_descriptions_are_two_sentences_within_clips_context():
+    tokenizer = open_clip.get_tokenizer("ViT-B-32-quickgelu")
+    assert tuple(DESCRIPTIONS) == CLASSES
+    for name, text in DESCRIPTIONS.items():
+        assert text.count(". ") + text.endswith(".") == 2, name
+        assert not tokenizer([text], context_length=200)[0, 77:].any(), name

@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_run_is_refused(name, tiny_dataset, make_dataset
         ({"name": "adapter-names"}, f"name was '{name}', now 'adapter-names'"),
         ({"lr": 0.1}, r"lr was 0\.0004, now 0\.1\): undo the change, .*fresh=True"),
         ({"data": make_dataset("other", seed=1)}, "the training frames differ"),  # the same names
-        ({"weights": "other"}, "weights: those of the encoder differ"),
+        ({"weights": "other"}, "weights: the encoder differs"),
         ({"text": "a {} seen from a car".format}, other_text),
         ({"text": str.upper}, r"\(text_set: the prompts differ\): undo"),  # of the same vectors
     ):

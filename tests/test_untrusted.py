@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from camvid_lang.cli import main
 from camvid_lang.data.camvid import read_image
-from camvid_lang.data.labels import CLASSES_KEY, read_card, read_label
+from camvid_lang.data.labels import CLASSES_KEY, read_dataset_info, read_label
 from camvid_lang.data.words import class_prompts, parse_classes
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, PROFILES, SETTINGS, Experiment, configure
@@ -166,7 +166,7 @@ def test_any_json_as_a_text_set_or_a_card(value, tmp_path_factory):
         prompts = class_prompts(str(path))
         assert all(isinstance(p, str) and p for group in prompts.values() for p in group)
     with result_or_input_error():
-        ids = read_card(path.parent).ids
+        ids = read_dataset_info(path.parent).ids
         assert (0 <= ids.first_id <= 244, 0 <= ids.void <= 255) == (True, True)
 
 

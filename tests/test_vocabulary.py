@@ -117,8 +117,8 @@ def test_the_demo_keeps_its_synonyms_and_loses_unrelated_words(scenes):
 
 def test_a_wording_that_cannot_be_asked_is_refused(asked):
     wording = Wording("", {name: [f"{name} " * 99] for name in CLASSES})
-    for name, message in (("own", "is that of training"), ("long", "prompt 'sky sky")):
-        with pytest.raises(InputError, match=f"wording '{name}'.* {message}"):
+    for name, message in (("own", "is the wording of training"), ("long", "prompt 'sky sky")):
+        with pytest.raises(InputError, match=f"'{name}'.* {message}"):
             asked[0].vocabulary_shift(asked[1], {name: wording})
 
 

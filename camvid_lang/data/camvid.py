@@ -28,7 +28,13 @@ import torch
 from PIL import Image
 
 from camvid_lang.data.classes import VOID
-from camvid_lang.data.labels import LabelIds, image_errors, read_card, read_label, shift_hint
+from camvid_lang.data.labels import (
+    LabelIds,
+    image_errors,
+    read_dataset_info,
+    read_label,
+    shift_hint,
+)
 from camvid_lang.errors import InputError
 
 FOLDERS = ("train", "val", "test")
@@ -104,7 +110,7 @@ class DataReport:
         if self.problems:
             result = f"not usable: {len(self.problems)} problem(s) to fix"
         elif self.complete:
-            result = "complete: every pixel is that of the CamVid release"
+            result = "complete: every pixel is as in the CamVid release"
         elif self.notes:
             result = "usable, but see the notes: scores may not be comparable"
         return "\n".join([*lines, result])
@@ -300,12 +306,13 @@ def verify(root: str | Path) -> DataReport:
     """
     root = Path(root)
     pairs, problems = _find_pairs(root, FOLDERS)
-    card = read_card(root)
+    card = read_dataset_info(root)
     values, size, unreadable = _read_pairs(pairs, partial(pixels, ids=card.ids))
     problems += unreadable
     differences = _differences(pairs, FOLDERS, values)
     name = card.name or (root.resolve().name if differences is None else "CamVid")
-    hint = shift_hint(sum(label.counts for _, label in values.values())) if values else ""
+    counts = [label.counts for _, label in values.values()]
+    hint = shift_hint(sum(counts)) if counts and not problems else ""
     return DataReport(
         root=root,
         # Folders can have names that cannot be printed or written as UTF-8.
@@ -347,7 +354,7 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
         raise InputError(f"limit {limit}: at least one frame is needed")
     root = Path(root)
     pairs, problems = _find_pairs(root, SPLITS[split])
-    ids = read_card(root).ids
+    ids = read_dataset_info(root).ids
     for text in _differences(pairs, SPLITS[split], {}) or ():
         warnings.warn(f"{root}: {text}", stacklevel=2)
     names = [*pairs]

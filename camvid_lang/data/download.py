@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from camvid_lang.data import camvid
-from camvid_lang.data.labels import LabelIds, read_card
+from camvid_lang.data.labels import LabelIds, read_dataset_info
 from camvid_lang.errors import InputError
 
 SCENES = Path(__file__).parent.parent / "assets" / "scenes.zip"  # by scripts/draw_scenes.py
@@ -49,7 +49,7 @@ def download_camvid(
     root = _folder(root)
     if source and drive:
         raise InputError("give a source or the id of a file on Google Drive, not both")
-    ids, release = read_card(root).ids, camvid.read_manifest()
+    ids, release = read_dataset_info(root).ids, camvid.read_manifest()
     held = _right_files((path for key in release for path in _copies(root, key)), ids)
     if missing := release.keys() - held.keys():
         if ids != LabelIds():  # by which the release's labels would be read as other classes

@@ -18,7 +18,7 @@ from camvid_lang.errors import InputError
 
 CLASSES_KEY = "camvid-lang classes"  # of the text in an id map that names its classes, one a line
 _KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}  # PNG colour types
-FROM_ONE = 'if they count from 1, write {{"first_id": 1, "void": {}}} to dataset.json'
+FROM_ONE = 'if they count from 1, set "first_id": 1, "void": {} in dataset.json'
 SAVE = "save the ids as an 8-bit grey PNG"
 CONVERT = "run scripts/convert_camvid.py on this folder"
 
@@ -79,14 +79,14 @@ def read_label(path: str | Path, ids: LabelIds = LabelIds()) -> np.ndarray:  # n
     return found
 
 
-class Card(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What dataset.json says of a data set."""
 
     name: str | None = None
     ids: LabelIds = LabelIds()
 
 
-def read_card(root: Path) -> Card:
+def read_dataset_info(root: Path) -> DatasetInfo:
     """Read ROOT/dataset.json, which may be missing; `InputError` where it is wrong."""
     path = root / "dataset.json"
     try:
@@ -101,9 +101,9 @@ def read_card(root: Path) -> Card:
         ids = LabelIds(first, content.get("void", first + NUM_CLASSES))
         if 0 <= (index := ids.void - ids.first_id) < NUM_CLASSES:
             raise InputError(f"void {ids.void} is the id of {CLASSES[index]}; give first_id too")
-        return Card(str(content["name"]) if "name" in content else None, ids)
+        return DatasetInfo(str(content["name"]) if "name" in content else None, ids)
     except FileNotFoundError:
-        return Card()
+        return DatasetInfo()
     except (OSError, ValueError, TypeError, RecursionError, InputError) as error:
         raise InputError(f"{path}: {error}; correct or delete it") from error
 

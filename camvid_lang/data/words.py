@@ -60,8 +60,10 @@ def parse_classes(classes: Classes) -> dict[str, list[str]]:
     if isinstance(classes, Path):
         try:
             return parse_classes(_read(classes.read_text(encoding="utf-8-sig")))
-        except (OSError, ValueError, InputError) as error:
-            raise InputError(f"{classes} is not a UTF-8 file of classes: {error}") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{classes} is not a readable UTF-8 file: {error}") from error
+        except InputError as error:
+            raise InputError(f"{classes}: {error}") from error
     if isinstance(classes, str):
         classes = _read(classes)
     if isinstance(classes, Mapping):

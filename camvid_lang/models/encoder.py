@@ -5,6 +5,7 @@ Both take RGB images and return four maps at strides 4, 8, 16 and 32, finest fir
 
 import contextlib
 import logging
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def resolve_weights(name: str, weights: str = "") -> str:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if source := weights or defaults.get(name) or next(iter(tags), ""):
         return str(source)
-    raise InputError(f"open_clip has no weights for '{name}': set weights to a file")
+    raise InputError(f"open_clip has no weights for '{name}': give a file of weights")
 
 
 @contextlib.contextmanager
@@ -76,8 +77,10 @@ def _hub_errors(problem: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # open_clip, timm, torch and the hub raise almost any exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise InputError(f"{problem} ({reason}): set weights to a file that fits") from error
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 400, placeholder=" ...")
+        if "weights_only" in reason:  # timm and torch go on to advise against this check
+            reason = "it holds other objects than tensors"
+        raise InputError(f"{problem} ({reason}): choose other weights, or a file") from error
     finally:
         root.removeFilter(drop)
 
@@ -169,7 +172,7 @@ def load_resnet18(weights: str = "") -> ResNetEncoder:
             ImageNet weights from the hub.
     """
     if weights not in ("", "random") and not Path(weights).is_file():
-        raise InputError(f"weights file {weights} is missing: set weights to a file")
+        raise InputError(f"weights file {weights} is missing: give a file of weights")
     with _hub_errors(f"weights {weights or 'of ImageNet'} of {RESNET18} cannot be loaded"):
         network = timm.create_model(RESNET18, pretrained=not weights)
         network.reset_classifier(0)

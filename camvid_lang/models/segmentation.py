@@ -20,7 +20,7 @@ from camvid_lang.models.upsampler import BNReLUConv, Upsampler, upsample
 CLIP_TEMPERATURE = 0.01  # at which CLIP's training ends (Radford et al., 2021, section 2.5)
 
 COMPARE = ("anchored", "cosine", "clip")  # ways to compare pixels with words, see `Match.scores`
-DIRECT = 0.3  # weight of a word's own cosine next to its agreement
+DIRECT = 0.3  # weight of the cosine with a word, next to the agreement
 SAME_TEXT = 0.99  # cosine from which a word counts as one of the trained classes
 
 

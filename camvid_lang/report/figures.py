@@ -68,7 +68,7 @@ def architecture(model: str = "clip-upsampler", result: Mapping | None = None) -
         encoder, widths = "ConvNeXt-Base", (640, 512, 640)
         channels = {"stages": (128, 256, 512, 1024), "head": 640, "text": 640}
     same = channels["stages"][-1] == channels["head"]
-    head = ("the last map", "unchanged") if same else ("CLIP's own head", "at every position")
+    head = ("the last map", "unchanged") if same else ("CLIP's head", "at every position")
     keys = ("c1", "c2", "c3", "c4", "width", "bottleneck", "level", "head_1", "head_2")
     numbers = zip(keys, (*channels["stages"], *widths, *head), strict=True)
     return Drawing(f"architecture-{model}", {"encoder": encoder, **channels, **dict(numbers)})

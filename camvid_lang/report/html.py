@@ -24,7 +24,7 @@ from camvid_lang.results import (
     read_figures,
     read_results,
     read_vocabulary,
-    write_results,
+    write_json,
 )
 
 FRAMES = 4  # test frames shown
@@ -68,7 +68,7 @@ def report_runs(
         file.write(_page(results, frames, words).encode(errors="backslashreplace"))
     if json_file:
         added = {name: {"vocabulary": found} for name, found in words.items()}
-        write_results(json_file, {name: r | added.get(name, {}) for name, r in results.items()})
+        write_json(json_file, {name: r | added.get(name, {}) for name, r in results.items()})
     return page
 
 

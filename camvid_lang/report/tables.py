@@ -112,7 +112,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def best_language(results: Results) -> str | None:
-    """The run with language of the highest mIoU; None where there is none."""
+    """The run with language of the highest mIoU; None without one."""
     scored = [n for n, r in results.items() if r["miou"] is not None]
     scored = [name for name in scored if not name.startswith("swiftnet")]
     return max(scored, key=lambda name: results[name]["miou"], default=None)

@@ -66,7 +66,7 @@ class Checkpoints:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the newest file; -1 where there is none."""
+        """The epoch of the newest file; -1 without one."""
         return max(map(epoch_of, self.files()), default=-1)
 
     def newest(self) -> tuple[Path, dict] | None:
@@ -159,7 +159,7 @@ class TrainingState:
         if state["identity"]["frames"] != self.identity["frames"]:
             changed.append("the training frames differ")
         if state["identity"]["encoder"] != self.identity["encoder"]:
-            changed.append("weights: those of the encoder differ")
+            changed.append("weights: the encoder differs")
         if (vocabulary := self.model.vocabulary) and state["vocabulary"]:
             stored = Vocabulary(**state["vocabulary"])
             if vocabulary.prompts != stored.prompts:

@@ -44,7 +44,7 @@ def train(
     Args:
         model: trained in place, on its device; with `ema` it ends with the averaged weights.
         frames: with labels that index `model.names`, or are void; None for no epochs.
-        on_epoch: called after each epoch with the history so far (to draw curves, say).
+        on_epoch: called by the main process after each epoch with the history so far.
         val: scored after each epoch, with the weights before averaging.
 
     Returns:
@@ -53,7 +53,7 @@ def train(
 
     Raises:
         InputError: a checkpoint of another run; a full disk or memory; a loss that is not finite.
-        Interrupted: by SIGINT or SIGTERM, after at most the step under way.
+        Interrupted: by SIGINT or SIGTERM, before the next step, or once the last epoch is saved.
     """
     device = next(model.parameters()).device
     frames, optimizer = frames and frames.to(device), make_optimizer(model, experiment)

@@ -8,13 +8,14 @@ import contextlib
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
-from camvid_lang.errors import InputError
+from camvid_lang.errors import START_OVER, InputError
 from camvid_lang.results import RunFolder, atomic_write, delete, read_results
-from camvid_lang.training.checkpoint import Checkpoints, epoch_of, load_checkpoint
+from camvid_lang.training.checkpoint import Checkpoints, changed_settings, epoch_of, load_checkpoint
 
 PAUSES = (0, 5, 5)  # seconds before each attempt to read the mirror, and to complete it
 PATIENCE = 600  # seconds that the end of a run waits for a drive that does not answer
@@ -48,44 +49,40 @@ class Mirror:
         self._thread: threading.Thread | None = None
         self._failure, self.active = "", False  # failure of the latest update
 
-    def restore(self, name: str) -> None:
+    def restore(self, settings: Mapping) -> None:
         """Copy to `local` what it lacks: the newest undamaged checkpoint and the results.
 
-        `InputError`: the mirror is of another experiment than `name`, or cannot be read.
+        `InputError`: the mirror is of a run with other `settings`, or cannot be read.
         """
         self.local.checkpoints.mkdir(parents=True, exist_ok=True)
         for pause in PAUSES:
             time.sleep(pause)
             try:
-                return self._restore(name)
+                return self._restore(settings)
             except OSError as error:
                 failure = error
         what = f"mirror {self.remote.path} cannot be read ({failure})"
         advice = "mount the drive again and rerun, or choose another mirror"
         raise InputError(f"{what}: {advice}") from failure
 
-    def _restore(self, name: str) -> None:
+    def _restore(self, settings: Mapping) -> None:
         self.remote.checkpoints.stat()  # an unmounted drive must not look like an empty one
-        if (held := self._held()) not in (None, name):
-            advice = "choose another mirror"
-            raise InputError(f"mirror {self.remote.path} holds a run of {held}: {advice}")
+        held, local = _newest(self._copies), _newest(self._saved)
+        with contextlib.suppress(InputError):
+            held = read_results(self.remote.results)
+        if held and (changed := changed_settings(held["settings"], settings)):
+            what = f"mirror {self.remote.path} holds another run ({'; '.join(changed)})"
+            raise InputError(f"{what}: choose another mirror, or {START_OVER}")
         for path in reversed(self._copies.files()):
-            if epoch_of(path) > self._saved.epoch:
-                self._restore_file(path, self.local.checkpoints / path.name)
+            if epoch_of(path) > (local["epoch"] if local else -1) and self._restore_file(
+                path, self.local.checkpoints / path.name
+            ):
+                break
         for path in self.remote.finished_files():
             if not (target := self.local.path / path.name).exists():
                 self._restore_file(path, target)
 
-    def _held(self) -> str | None:
-        """The experiment whose run the mirror holds; None if it holds nothing readable."""
-        with contextlib.suppress(InputError):
-            return read_results(self.remote.results)["experiment"]
-        for path in reversed(self._copies.files()):
-            with contextlib.suppress(InputError):
-                return load_checkpoint(path)["settings"].get("name")
-        return None
-
-    def _restore_file(self, source: Path, target: Path) -> None:
+    def _restore_file(self, source: Path, target: Path) -> bool:
         check = {".pt": load_checkpoint, ".json": read_results}.get(source.suffix, Path.stat)
         copy(source, target)
         try:
@@ -93,9 +90,10 @@ class Mirror:
         except InputError as error:
             target.unlink()
             print(f"note: {source} is skipped: {error}")
-        else:
-            print(f"restored {target.name} from {self.remote.path}")
-            self._copied[target.name] = target.stat().st_mtime_ns
+            return False
+        print(f"restored {target.name} from {self.remote.path}")
+        self._copied[target.name] = target.stat().st_mtime_ns
+        return True
 
     def update(self) -> None:
         """Start to copy what is new, unless an earlier update is still copying."""
@@ -114,7 +112,9 @@ class Mirror:
                 self._thread.join(max(0.0, deadline - time.monotonic()))
             if not (self._failure or self._thread.is_alive()):
                 return True
-        print(f"note: mirror {self.remote.path} is not complete; the run in {self.local.path} is")
+        print(
+            f"note: mirror {self.remote.path} is not complete; the files in {self.local.path} are"
+        )
         return False
 
     def _update(self) -> None:
@@ -149,3 +149,11 @@ class Mirror:
         except FileNotFoundError:
             if path.exists():  # otherwise a newer checkpoint has replaced it
                 raise
+
+
+def _newest(checkpoints: Checkpoints) -> dict | None:
+    """The newest undamaged state; None without one."""
+    for path in reversed(checkpoints.files()):
+        with contextlib.suppress(InputError):
+            return load_checkpoint(path)
+    return None
