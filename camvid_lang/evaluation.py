@@ -239,11 +239,11 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
             f"{len(alone)} file(s) in only one of {predictions} and {labels} (first: "
             f"{alone[0]}.png): add their counterparts or remove them"
         )
-    cards = [read_dataset_info(x.parent if x.name.endswith("annot") else x) for x in folders]
+    infos = [read_dataset_info(x.parent if x.name.endswith("annot") else x) for x in folders]
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for name, file in predicted.items():
-            ids, label = read_label(file, cards[0].ids), read_label(labelled[name], cards[1].ids)
+            ids, label = read_label(file, infos[0].ids), read_label(labelled[name], infos[1].ids)
             if ids.shape != label.shape:
                 size, expected = (f"{x.shape[1]}x{x.shape[0]}" for x in (ids, label))
                 raise InputError(f"{file} is {size} but its label is {expected}: resize it to that")

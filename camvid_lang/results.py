@@ -159,7 +159,7 @@ def figure_data(
     model: SegmentationModel, test: Frames, text_encoder: TextEncoder | None
 ) -> FigureData:
     """A few frames with predictions, and the similarities of the classes' texts (figure 7.1)."""
-    chosen, similarities = _clear_frames(test), {}
+    chosen, similarities = _choose_frames(test), {}
     predictions = torch.cat([predict(model, image[None]) for image in test.images[chosen]])
     for title in ("names", "descriptions") if text_encoder else ():
         with contextlib.suppress(InputError):  # a text bank may lack the descriptions
@@ -169,7 +169,7 @@ def figure_data(
     return FigureData(*shown, tuple(test.names[i] for i in chosen), similarities)
 
 
-def _clear_frames(frames: Frames) -> list[int]:
+def _choose_frames(frames: Frames) -> list[int]:
     """One frame of each quarter: with the most classes, then the highest contrast; sorted by it."""
     shown, contrast = [], []
     for image, label in zip(frames.images, frames.labels, strict=True):

@@ -34,7 +34,7 @@ from camvid_lang.results import (
     write_figures,
     write_json,
 )
-from camvid_lang.training.checkpoint import LOCATIONS, Checkpoints, changed_settings, encoder_digest
+from camvid_lang.training.checkpoint import Checkpoints, changed_settings, encoder_digest
 from camvid_lang.training.loop import train
 from camvid_lang.training.mirror import Mirror
 
@@ -283,7 +283,7 @@ def _read_finished(
     results, settings = read_results(folder.results), experiment.settings()
     stored, data = results["settings"], results["data"]
     changed = changed_settings(stored, settings)
-    for key in LOCATIONS[1:]:  # the folder of these files may be another
+    for key in ("weights", "text_bank"):  # the folder of these files may be another
         if Path(str(stored.get(key))).name != Path(settings[key]).name:
             changed.append(f"{key} was {stored.get(key)!r}, now {settings[key]!r}")
     if results["prompts"] != prompts:

@@ -3,15 +3,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import export_onnx
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import export_onnx
 
 import camvid_lang as cl
 from camvid_lang.data.classes import CLASSES

@@ -1,16 +1,12 @@
 """The scripts that carry runs into the package, and that hold classes out of training."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import carry
 import leave_one_out
+import pytest
+import torch
 
 from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.classes import CLASSES, VOID

@@ -306,11 +306,11 @@ def verify(root: str | Path) -> DataReport:
     """
     root = Path(root)
     pairs, problems = _find_pairs(root, FOLDERS)
-    card = read_dataset_info(root)
-    values, size, unreadable = _read_pairs(pairs, partial(pixels, ids=card.ids))
+    info = read_dataset_info(root)
+    values, size, unreadable = _read_pairs(pairs, partial(pixels, ids=info.ids))
     problems += unreadable
     differences = _differences(pairs, FOLDERS, values)
-    name = card.name or (root.resolve().name if differences is None else "CamVid")
+    name = info.name or (root.resolve().name if differences is None else "CamVid")
     counts = [label.counts for _, label in values.values()]
     hint = shift_hint(sum(counts)) if counts and not problems else ""
     return DataReport(

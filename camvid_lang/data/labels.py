@@ -49,7 +49,8 @@ def read_label(path: str | Path, ids: LabelIds = LabelIds()) -> np.ndarray:  # n
     In a file of `Segmentation.save` the classes that it names decide, and not `ids`.
     """
     with image_errors(path):
-        header = Path(path).read_bytes()[:26]
+        with open(path, "rb") as file:
+            header = file.read(26)
         depth, kind = (*header[24:], -1, -1)[:2]
         if header[:4] != b"\x89PNG" or kind not in _KINDS:
             raise InputError(f"not a PNG; {SAVE}")

@@ -31,7 +31,7 @@ def best_class(scores: Tensor) -> Tensor:
 
 
 class Match(NamedTuple):
-    """How well K words fit each pixel, measured by `LanguageModel.match`; all (N, K, H, W)."""
+    """How well K words fit each pixel, measured by `LanguageModel.match`; maps (N, K, H, W)."""
 
     agreement: Tensor  # with the word, through the classes of training, in [0, 1]
     cosines: Tensor  # with the word

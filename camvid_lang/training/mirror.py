@@ -67,9 +67,10 @@ class Mirror:
 
     def _restore(self, settings: Mapping) -> None:
         self.remote.checkpoints.stat()  # an unmounted drive must not look like an empty one
-        held, local = _newest(self._copies), _newest(self._saved)
+        held, local = None, _newest(self._saved)
         with contextlib.suppress(InputError):
             held = read_results(self.remote.results)
+        held = held or _newest(self._copies)  # many megabytes
         if held and (changed := changed_settings(held["settings"], settings)):
             what = f"mirror {self.remote.path} holds another run ({'; '.join(changed)})"
             raise InputError(f"{what}: choose another mirror, or {START_OVER}")
