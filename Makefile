@@ -10,13 +10,21 @@ INSTALLED := $(VENV)/.installed
 demo test: export MALLOC_MMAP_MAX_ = 0
 demo test: export MALLOC_TRIM_THRESHOLD_ = 2147483647
 
-.PHONY: demo test lint notebooks tiny-clip clean
+.PHONY: demo test test-lowest lint notebooks tiny-clip clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m camvid_lang demo --out runs/demo
 
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 1
+
+# The fast tests with the lowest versions that pyproject.toml allows (several GB).
+test-lowest: LOWEST := .venv-lowest/bin/python
+test-lowest:
+	test -x $(LOWEST) || $(PYTHON) -m venv .venv-lowest
+	sed -n '/^dependencies/,/^]/s/^ *"\(.*\)>=\([^,"]*\).*/\1==\2/p' pyproject.toml > .venv-lowest/pins.txt
+	$(LOWEST) -m pip install --disable-pip-version-check -q -c .venv-lowest/pins.txt -e ".[test]"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST) -m pytest -n 2 -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,13 +1,14 @@
 """Cost of the thesis's way and of ours: time, peak memory, FLOPs, largest batch.
 
     python benchmarks/bench.py [--experiment frozen-names] [--device auto] [--batch 2]
-                               [--budget 15GB] [--sweep] [--json FILE]
+                               [--budget 15GB] [--sweep] [--json FILE] [--t4]
 
 The thesis upsamples all channels, normalises every pixel and multiplies by the text, in float32.
 Compared are the cosine head alone, a training step, and inference on one frame; `--sweep` measures
 training steps of several experiments, sizes and batches instead. Weights are random, as speed does
 not depend on them. On a CPU each measurement has its own process, and Linux is needed to read its
 peak memory; leave the MALLOC_* variables of the Makefile unset, as they keep freed memory.
+`--t4` prints how long the thesis's runs would train on a T4; nobody has measured it.
 """
 
 import argparse
@@ -43,6 +44,7 @@ HEAD_CHANNELS = 640  # of the features, at a quarter of the output's size
 STYLES = ("thesis", "ours")
 SWEEP = ("frozen-names", "full-narrow-descriptions", "full-descriptions")
 SWEEP_BATCHES = (2, 4, 6, 10, 16, 32)
+T4_FLOPS = 8e12  # per second, assumed: an eighth of a T4's peak in half precision, 65e12
 SWEEP_SIZES = ((224, 224), (360, 480), (720, 960))
 
 
@@ -283,6 +285,18 @@ def line(row: dict, matmul: float) -> str:
     return f"{name} x {row['batch']:<3}{cost} {speed:8.1f} images/s {share:6.1%} of matmul"
 
 
+def t4_time(name: str, profile: str) -> tuple[float, float]:
+    """FLOPs of all training steps on CamVid's 468 frames, counted; minutes at `T4_FLOPS`."""
+    experiment = configure(name, profile)
+    model = random_model(name, "ours", "cpu").train()
+    size, batch = (experiment.crop,) * 2, experiment.batch_size
+    images, labels = torch.rand(batch, 3, *size), torch.zeros(batch, *size, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        segmentation_loss(model(images), labels, model.temperature).backward()
+    flops = counter.get_total_flops() * experiment.epochs * 468 / batch
+    return flops, flops / T4_FLOPS / 60
+
+
 def byte_count(text: str) -> int:
     """`15GB`, `800MB` or a number of bytes; units are powers of 1024."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip().upper())
@@ -302,7 +316,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=byte_count, help="find the largest batch within it: 15GB")
     parser.add_argument("--sweep", action="store_true", help="experiments x sizes x batches")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--t4", action="store_true", help="time of the thesis's runs on a T4")
     options = parser.parse_args(arguments)
+    if options.t4:
+        for name, profile in itertools.product(trained, ("thesis", "quick")):
+            flops, minutes = t4_time(name, profile)
+            print(f"{name:26}{profile:8}{flops / 1e15:6.1f} PFLOP{minutes:7.0f} min")
+        return
     device = pick_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     results = {"device": name, "threads": torch.get_num_threads(), "versions": versions()}

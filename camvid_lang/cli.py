@@ -148,8 +148,8 @@ def run(args: argparse.Namespace) -> None:
         results = run_experiment(experiment, **options, device=device)
         if not is_main():
             return
-    page = report_runs([args.out])
     _print_scores(results)
+    page = report_runs([args.out])
     thesis = THESIS_ROWS.get(experiment.name)
     published = f" (thesis: {thesis['miou']} %)" if thesis and is_camvid(results) else ""
     print(f"{experiment.name}: mIoU {_percent(results['miou'])}{published}; {page}")
@@ -267,8 +267,10 @@ def download(args: argparse.Namespace) -> None:
              "DIR/test), or a pattern in quotes ('photos/*.jpg')"),
     argument("--run", required=True, help="folder of a finished run"),
     argument("--out", required=True, help="folder for the results"),
+    argument("--max-side", type=int, default=1024, metavar="N", help="a larger image is reduced to "
+             "N pixels for the model (default: 1024)"),
     argument("--tile", type=int, metavar="N", help="segment large images in overlapping tiles of "
-             "NxN pixels, a multiple of 32 (default: an image is reduced to 1024 pixels)"),
+             "NxN pixels, a multiple of 32, in place of reducing them"),
     argument("--compare", choices=("anchored", "cosine", "clip"), default="anchored",
              help="how words find pixels: through the classes of training (default), as `house` "
              "through `building`; by cosine, as in the thesis; or by CLIP's map where they are not "
@@ -287,22 +289,30 @@ def segment(args: argparse.Namespace) -> None:
 
     Classes are separated by commas (quotes protect them: '"a wide, empty road", sky'), by default
     those of the run; "car|lorry" is one class of two prompts. Writes OUT/NAME.png (ids in the order
-    of the classes) and OUT/NAME_overlay.png. `score OUT DIR/testannot` scores what was segmented
-    from DIR/test without --classes.
+    of the classes; 16 bits for other classes than CamVid's) and OUT/NAME_overlay.png. `score OUT
+    DIR/testannot` scores what was segmented from DIR/test without --classes. A file that cannot be
+    read does not stop the others.
     """
     import numpy as np
 
-    from camvid_lang.segmenter import load
+    from camvid_lang.segmenter import load, read_rgb
 
     images, out = _find_images(args.images), Path(args.out)
-    options = {key: getattr(args, key) for key in ("tile", "compare", "none_below")}
+    options = {key: getattr(args, key) for key in ("tile", "max_side", "compare", "none_below")}
     ends = [".png", "_overlay.png"] + ["_probabilities.npz"] * args.probabilities
     _check_targets(images, out, ends)
     segmenter = load(args.run, args.device, args.text_bank, args.weights)
+    result, failed, reduced = None, [], 0
     with tqdm(images, unit="image", disable=len(images) == 1, leave=False) as bar:
         for path in bar:
-            result = segmenter.segment(path, args.classes, **options)
-            if path is images[0]:
+            try:
+                image = read_rgb(path)
+            except InputError as error:
+                failed.append(str(error))
+                continue
+            reduced += args.tile is None and max(image.shape) > args.max_side
+            is_first, result = result is None, segmenter.segment(image, args.classes, **options)
+            if is_first:
                 for i, pair in enumerate(zip(result.colours, result.classes, strict=True)):
                     tqdm.write(f"{i:3}  #{bytes(pair[0]).hex()}  {pair[1]}")
             tqdm.write(str(result.save(out / path.stem, legend=args.legend)))
@@ -310,6 +320,11 @@ def segment(args: argparse.Namespace) -> None:
                 found = segmenter.probabilities(result.image, args.classes, **options)
                 place = out / f"{path.stem}{ends[-1]}"
                 np.savez_compressed(place, classes=result.classes, probabilities=found)
+    if reduced:
+        print(f"note: {reduced} image(s) reduced to {args.max_side} pixels; see --max-side, --tile")
+    if failed:
+        done = f"; the other {len(images) - len(failed)} are done" if len(images) > 1 else ""
+        raise InputError("; ".join(failed) + done)
 
 
 def _check_targets(images: Sequence[Path], out: Path, ends: Sequence[str]) -> None:
@@ -387,7 +402,7 @@ def build_parser() -> argparse.ArgumentParser:
     groups["data"] = data.add_subparsers(required=True, metavar="COMMAND")
     for name, (action, arguments) in COMMANDS.items():
         group, _, word = name.rpartition(" ")
-        text = inspect.getdoc(action)
+        text = inspect.getdoc(action) or name  # without docstrings (python -OO)
         parser = groups[group].add_parser(
             word,
             help=text.partition("\n")[0].rstrip("."),
@@ -417,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (`head`, for example) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError, MemoryError) as error:
+    except (InputError, OSError, MemoryError, Warning) as error:  # Warning: by python -W error
         text = str(error) or "out of memory: give smaller images or batches"
         print(f"error: {_with_flags(text)}", file=sys.stderr)
         return 1

@@ -1,5 +1,9 @@
 """The device a model runs on, and the precision it runs in."""
 
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,6 +29,27 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device '{name}' is not supported: use cpu, cuda or auto")
     return device
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """PyTorch's defaults in the block, whatever the session has set; also a decorator.
+
+    Gradients are recorded, new tensors are float32 on the CPU, autocast is off, and numpy's
+    underflows are no errors.
+    """
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(np.errstate(all="ignore"))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_default_dtype, dtype)
+        yield
 
 
 def mixed_precision(device: torch.device) -> torch.dtype:

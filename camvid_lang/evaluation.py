@@ -18,7 +18,7 @@ from camvid_lang.data.camvid import Frames, image_files, raise_problems
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.labels import read_dataset_info, read_label, shift_hint
 from camvid_lang.data.words import Wording, wordings
-from camvid_lang.device import autocast
+from camvid_lang.device import autocast, torch_defaults
 from camvid_lang.distributed import is_main, share, synchronise, total
 from camvid_lang.errors import InputError
 from camvid_lang.models.segmentation import COMPARE, LanguageModel, SegmentationModel, best_class
@@ -88,6 +88,7 @@ def predict(model: SegmentationModel, images: Tensor, text: Tensor | None = None
         return model.segment(images) if text is None else model.segment(images, text)
 
 
+@torch_defaults()
 def evaluate(
     model: SegmentationModel,
     frames: Frames,

@@ -3,7 +3,7 @@
 The settings of an entry are the thesis's; a profile replaces some of them:
 
 * `thesis`: as published, for a GPU.
-* `quick`: the same with 30 epochs at most; some ten minutes of a T4 for frozen-* (an estimate).
+* `quick`: the same with 30 epochs at most (`benchmarks/bench.py --t4`: time on a T4, estimated).
 * `cpu`: no accelerator. ResNet-18 where its weights are given, otherwise the tiny CLIP that the
   package ships; a narrower upsampler; 16 epochs, about an hour of a slow core on real CamVid.
 * `smoke`: `cpu` on a few frames for one epoch; seconds, for tests.

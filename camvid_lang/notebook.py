@@ -3,6 +3,7 @@
 import hashlib
 import html
 import io
+import itertools
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from traitlets import Bunch
 
 from camvid_lang.data.camvid import Frames, find_root, load_camvid
 from camvid_lang.data.download import download_camvid, unpack, unpack_scenes
-from camvid_lang.data.labels import image_errors
+from camvid_lang.data.labels import open_image
 from camvid_lang.data.words import parse_classes
 from camvid_lang.demo import CARRIED, demo_settings
 from camvid_lang.device import pick_device, to_device
@@ -188,16 +189,21 @@ class Session:
 
         Of the runs that the package carries only one has its weights, which is then the best.
         """
-        results, folders = self.finished(), {n: file.parent for n, file in self._files().items()}
-        saved = [n for n in results if Checkpoints(RunFolder(folders[n]).checkpoints).files()]
-        results = {name: results[name] for name in saved or results}
+        results = self.finished()
+        results = {name: results[name] for name in self._with_weights() or results}
         return tables.best_language(results) or next(iter(results))
+
+    def _with_weights(self) -> list[str]:
+        """The finished runs that can be loaded."""
+        folders = {name: RunFolder(file.parent) for name, file in self._files().items()}
+        return [name for name, run in folders.items() if Checkpoints(run.checkpoints).files()]
 
     def folder(self, name: str) -> Path:
         """The local folder of a run, restored from Drive if necessary; `InputError`: unfinished."""
         files = self._files()
         if name not in files:
-            raise InputError(f"{name} is not finished: run it, or choose {', '.join(files)}")
+            choices = ", ".join(self._with_weights())
+            raise InputError(f"{name} is not finished: run it, or choose {choices}")
         local = RunFolder(self.runs / files[name].parent.name)
         if not local.is_finished:
             settings = read_results(files[name])["settings"]
@@ -429,7 +435,10 @@ class _Panel:
     def save(self, _button: ipywidgets.Button) -> None:
         """Write what is shown."""
         if self.shown:
-            blended = self.shown[1].save(Path("segmented", self.shown[0]))
+            name, found = self.shown
+            stems = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+            free = (Path("segmented", x) for x in stems if not Path(f"segmented/{x}.png").exists())
+            blended = found.save(next(free))
             self.message.value = f"saved in {html.escape(str(blended.parent.resolve()))}"
 
 
@@ -440,7 +449,7 @@ def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:
     else:  # ipywidgets 8: ({"name": ..., "content": memoryview, ...}, ...)
         name, entry = value[-1]["name"], value[-1]
     name = Path(name).name
-    with image_errors(name), Image.open(io.BytesIO(entry["content"])) as image:
+    with open_image(io.BytesIO(entry["content"]), name, turned=True) as image:
         return name, read_rgb(image)
 
 

@@ -55,7 +55,7 @@ class RunFolder:
     def lock(self) -> contextlib.AbstractContextManager:
         """Hold the folder, made if missing, for this process; the system releases it on a crash.
 
-        `InputError`: another process holds it, or it cannot be written to.
+        `InputError`: another process holds it, or it cannot be written to and is not finished.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,11 @@ class RunFolder:
         except filelock.Timeout as error:
             what = f"folder {self.path} is in use by another run"
             raise InputError(f"{what}: wait for it, or choose another") from error
+        except NotImplementedError:  # a disk without locks
+            return contextlib.nullcontext()
         except OSError as error:
+            if self.is_finished:  # and so only read
+                return contextlib.nullcontext()
             what = f"folder {self.path} cannot be written to ({error.strerror})"
             raise InputError(f"{what}: choose another") from error
 
@@ -98,7 +102,8 @@ def _read_json(path: Path, schema: Mapping) -> dict:
         content = json.loads(path.read_bytes())  # of UTF-8, -16 or -32, with or without a mark
         _check(content, schema)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); delete it and run again") from error
+        advice = "restore a copy, or run again in another folder"
+        raise InputError(f"{path} is damaged ({error!r}): {advice}") from error
     return content
 
 
@@ -123,7 +128,10 @@ def write_json(path: str | Path, results: Mapping) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` when the block ends; if the block raises, `path` is unchanged."""
+    """A file that replaces `path` when the block ends; if the block raises, `path` is unchanged.
+
+    `InputError`: it cannot be written.
+    """
     temporary = Path(f"{path}.part")
     try:
         with open(temporary, "wb") as file:
@@ -131,10 +139,13 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             delete(temporary)
-        raise
+        if not isinstance(error, OSError):
+            raise
+        what = f"{path} cannot be written ({error.strerror or error})"
+        raise InputError(f"{what}: free disk space, or choose another folder") from error
 
 
 def delete(path: Path) -> None:

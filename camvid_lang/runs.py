@@ -16,9 +16,9 @@ from torch import nn
 from camvid_lang.data.camvid import Frames, load_camvid, verify
 from camvid_lang.data.classes import CLASSES
 from camvid_lang.data.words import class_prompts
-from camvid_lang.device import pick_device, to_device
+from camvid_lang.device import pick_device, to_device, torch_defaults
 from camvid_lang.distributed import barrier, is_main
-from camvid_lang.errors import START_OVER, InputError
+from camvid_lang.errors import InputError
 from camvid_lang.evaluation import evaluate
 from camvid_lang.experiments import Experiment, restore
 from camvid_lang.models import encoder as encoders
@@ -34,11 +34,17 @@ from camvid_lang.results import (
     write_figures,
     write_json,
 )
-from camvid_lang.training.checkpoint import Checkpoints, changed_settings, encoder_digest
+from camvid_lang.training.checkpoint import (
+    Checkpoints,
+    changed_settings,
+    encoder_digest,
+    raise_changed,
+)
 from camvid_lang.training.loop import train
-from camvid_lang.training.mirror import Mirror
+from camvid_lang.training.mirror import Mirror, held_settings
 
 
+@torch_defaults()
 def run(  # noqa: PLR0913  the public API
     experiment: Experiment,
     data: str | Path,
@@ -55,7 +61,7 @@ def run(  # noqa: PLR0913  the public API
     Args:
         data: a data set in CamVid's layout.
         out: the run's folder. A finished run is read, an unfinished one is resumed.
-        fresh: delete what an earlier run left, on the mirror too, and start over.
+        fresh: start over and delete an earlier run of this experiment, on the mirror too.
         mirror: a second folder (on a drive), to which the run is copied, and from which it is
             resumed where `out` is behind it.
         on_epoch: called after each epoch with the history so far, see `training.loop.train`.
@@ -71,12 +77,18 @@ def run(  # noqa: PLR0913  the public API
     target, folder, prompts = pick_device(device), RunFolder(out), trained_prompts(experiment)
     dataset = load_dataset(data, experiment)
     print(f"{experiment.name}: profile {experiment.profile} on {target}; {dataset.sizes}")
-    with _opened(folder, experiment, mirror, fresh) as checkpoints:
-        if folder.is_finished:
+    with _opened(folder, experiment, mirror, fresh) as copies:
+        if folder.is_finished and not fresh:
             return _read_finished(folder, experiment, prompts, dataset)
         model, text_encoder = build_model(experiment, prompts)
         to_device(model, target)
+        if fresh and is_main():  # only now: a typo in the weights costs no run
+            for place in (folder, copies.remote) if copies else (folder,):
+                place.clear()
+        barrier()
+        checkpoints = Checkpoints(folder.checkpoints, copies and copies.update)
         history = train(model, dataset.train, experiment, checkpoints, on_epoch, dataset.val)
+        checkpoints.prune()  # again, should a kill or the drive have left more than two
         results = _score(model, dataset, experiment, history)
         results |= _describe(model, experiment, text_encoder)
         results |= {"prompts": prompts, "command": command}
@@ -89,21 +101,29 @@ def run(  # noqa: PLR0913  the public API
 @contextlib.contextmanager
 def _opened(
     folder: RunFolder, experiment: Experiment, mirror: str | Path | None, fresh: bool
-) -> Iterator[Checkpoints]:
-    """Hold the folder, as the mirror or `fresh` wants it; the mirror is complete at the end."""
+) -> Iterator[Mirror | None]:
+    """Hold folder and mirror, restore the folder unless `fresh`, complete the mirror at the end.
+
+    `InputError`: another process holds one, or it has a run of another experiment.
+    """
     if not is_main():
         barrier()  # until the main process has prepared the folder
-        yield Checkpoints(folder.checkpoints)
+        yield None
         return
-    with folder.lock():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folder.lock())
         copies = Mirror(folder, RunFolder(mirror)) if mirror else None
-        if fresh:
-            folder.clear()
         if copies:
-            copies.remote.clear() if fresh else copies.restore(experiment.settings())
+            stack.enter_context(copies.remote.lock())
+        for place in [folder, *([copies.remote] if copies else [])] if fresh else []:
+            if (held := held_settings(place)) and held["name"] != experiment.name:
+                what = f"{place.path} holds a run of {held['name']}"
+                raise InputError(f"{what}, which {experiment.name} does not delete: choose another")
+        if copies and not fresh:
+            copies.restore(experiment.settings())
         barrier()
         try:
-            yield Checkpoints(folder.checkpoints, copies.update if copies else None)
+            yield copies
         except InputError:
             if copies and not copies.active:
                 copies = None  # refused before anything was saved: the mirror stays unchanged
@@ -214,6 +234,9 @@ def _load_text_encoder(experiment: Experiment, clip: open_clip.CLIP | None) -> T
     if name == encoders.RESNET18:  # which has no text tower
         name, weights = encoders.TINY, ""
     if not experiment.text_bank:
+        if name != experiment.encoder and experiment.profile in ("thesis", "quick"):
+            what = f"{experiment.name} has no text tower in profile {experiment.profile}"
+            raise InputError(f"{what}: give text_bank (see CONTRIBUTING.md), or choose profile cpu")
         torch.manual_seed(experiment.seed)  # as in `_load_encoder`
         return CLIPTextEncoder(clip or encoders.load_clip(name, weights), name)
     bank = TextBank(experiment.text_bank)
@@ -291,9 +314,7 @@ def _read_finished(
     for key, split in (("digest", "test"), ("train_digest", "training")):
         if data.get(key) != dataset.description[key]:
             changed.append(f"the {split} frames differ from {data['name']}")
-    if changed:
-        advice = f"undo the change, choose another folder, or {START_OVER}"
-        raise InputError(f"{folder.path} holds another run ({'; '.join(changed)}): {advice}")
+    raise_changed(f"{folder.path} holds another run", changed)
     print(f"{experiment.name}: finished before, read from {folder.results}")
     return results
 
@@ -317,7 +338,7 @@ def load_run(
         InputError: no run there; weights or a text bank that are missing or of other content.
     """
     if not (saved := Checkpoints(RunFolder(folder).checkpoints).newest()):
-        raise InputError(f"{folder} holds no run with a checkpoint: give the folder of a run")
+        raise InputError(_no_checkpoint(Path(folder)))
     state = saved[1]
     moved = {"text_bank": text_bank, "weights": weights}.items()
     settings = state["settings"] | {key: str(path) for key, path in moved if path is not None}
@@ -345,6 +366,15 @@ def load_run(
     averaged = state.get("average", {}).get("weights", {})
     model.load_trained_state({**state["model"], **averaged})
     return model.eval(), experiment, load_text_encoder if vocabulary else None
+
+
+def _no_checkpoint(folder: Path) -> str:
+    """Why there is nothing to load in a folder, and what to do."""
+    if RunFolder(folder).is_finished:
+        return f"{folder} holds results, but no weights: run it again, as its results.json says"
+    found = sorted({str(path.parents[1]) for path in folder.glob("*/checkpoints/last-*.pt")})
+    advice = f"choose one of {', '.join(found)}" if found else "give the folder of a run"
+    return f"{folder} holds no run with a checkpoint: {advice}"
 
 
 @contextlib.contextmanager

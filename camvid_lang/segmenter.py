@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camvid_lang.data.camvid import Frames
-from camvid_lang.data.labels import CLASSES_KEY, image_errors
+from camvid_lang.data.classes import CLASSES
+from camvid_lang.data.labels import CLASSES_KEY, open_image
 from camvid_lang.data.words import Classes, Wording, parse_classes
-from camvid_lang.device import autocast, pick_device, to_device
+from camvid_lang.device import autocast, pick_device, to_device, torch_defaults
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import vocabulary_shift
 from camvid_lang.experiments import Experiment
 from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class
 from camvid_lang.models.text import TextEncoder, Vocabulary, embed
 from camvid_lang.report.legend import NONE_OF_THESE, class_colours, with_legend
+from camvid_lang.results import atomic_write
 from camvid_lang.runs import load_run
 
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
@@ -32,6 +34,7 @@ OVERLAP = 1 / 4  # of a tile with the next
 ImageLike = str | Path | Image.Image | np.ndarray
 
 
+@torch_defaults()
 def load(
     folder: str | Path,
     device: str = "auto",
@@ -76,12 +79,19 @@ class Segmentation:
         return with_legend(blended, self.classes, self.colours) if legend else blended
 
     def save(self, stem: str | Path, alpha: float = 0.6, legend: bool = False) -> Path:
-        """Write STEM.png, ids and names for `score`, and STEM_overlay.png; return its path."""
+        """Write STEM.png, ids and names for `score`, and STEM_overlay.png; return its path.
+
+        Ids of other classes than CamVid's 11 have 16 bits, so that no reader takes them for these.
+        """
         metadata, path = PngImagePlugin.PngInfo(), Path(f"{stem}_overlay.png")
         metadata.add_itxt(CLASSES_KEY, "\n".join(self.classes))
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(self.ids).save(f"{stem}.png", pnginfo=metadata)
-        self.overlay(alpha, legend).save(path)
+        is_camvid = tuple(map(str.lower, self.classes)) == CLASSES
+        with atomic_write(f"{stem}.png") as file:
+            ids = Image.fromarray(self.ids.astype(np.uint8 if is_camvid else np.uint16))
+            ids.save(file, "PNG", pnginfo=metadata)
+        with atomic_write(path) as file:
+            self.overlay(alpha, legend).save(file, "PNG")
         return path
 
 
@@ -140,6 +150,7 @@ class Segmenter:
         self._embedded: dict[tuple, Tensor] = {}  # by prompts: many images, the same classes
         self._device = next(model.parameters()).device
 
+    @torch_defaults()
     @torch.inference_mode()
     def segment(
         self,
@@ -174,7 +185,7 @@ class Segmenter:
         sizes = {"max_side": max_side, "tile": tile}
         query = self._query(classes, compare=compare, none_below=none_below, **sizes)
         if len(query.names) == 1:
-            warnings.warn(one_class_note(query.names[0]), stacklevel=3)
+            warnings.warn(one_class_note(query.names[0]), stacklevel=4)
         rgb = read_rgb(image)
         if tile and max(rgb.shape) > tile:
             bands = self._bands(rgb, query)
@@ -190,6 +201,7 @@ class Segmenter:
         resized = resized.resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
         return Segmentation(rgb, np.array(resized), query.names)
 
+    @torch_defaults()
     @torch.inference_mode()
     def cosines(
         self, image: ImageLike, classes: Classes | None = None, **sizes: int | None
@@ -202,6 +214,7 @@ class Segmenter:
         query = self._query(classes, compare="cosine", none_below=0.0, **sizes)
         return self._array(image, query, np.float32, lambda x: (x * self.temperature).clamp(-1, 1))
 
+    @torch_defaults()
     @torch.inference_mode()
     def probabilities(
         self, image: ImageLike, classes: Classes | None = None, **options: object
@@ -210,11 +223,13 @@ class Segmenter:
         query = self._query(classes, **options)
         return self._array(image, query, np.float16, lambda x: x.softmax(0))
 
+    @torch_defaults()
     def similarity(self, classes: Classes) -> np.ndarray:
         """(n, K) float32 cosine similarities of n classes with the model's, by text embeddings."""
         vectors = self.vocabulary(classes).vectors  # raises for SwiftNet
         return (vectors @ self.model.text.T).cpu().numpy()
 
+    @torch_defaults()
     def vocabulary(self, classes: Classes) -> Vocabulary:
         """Classes with their text embeddings, on the model's device; `InputError` as `cosines`.
 
@@ -234,6 +249,7 @@ class Segmenter:
         vectors = torch.stack([self._embedded[key(group)] for group in prompts.values()])
         return Vocabulary(tuple(prompts), tuple(map(tuple, prompts.values())), vectors)
 
+    @torch_defaults()
     def vocabulary_shift(
         self, frames: Frames, asked: Mapping[str, Wording] | None = None
     ) -> dict[str, object]:
@@ -274,7 +290,7 @@ class Segmenter:
         is_other = prompts and tuple(map(tuple, prompts.values())) != self._prompts
         if query.none_below or is_other:
             query.text = self.vocabulary(prompts).vectors
-        if query.none_below and NONE_OF_THESE in query.names:
+        if query.none_below and NONE_OF_THESE in map(str.lower, query.names):
             raise InputError(f"class {NONE_OF_THESE!r} is given twice: none_below adds it")
         query.names += [NONE_OF_THESE] if query.none_below else []
         return query
@@ -361,7 +377,7 @@ def read_rgb(image: ImageLike) -> np.ndarray:
             0..255 or floats in 0..1; `InputError` for anything else.
     """
     if isinstance(image, str | Path):
-        with image_errors(image), Image.open(image) as file:
+        with open_image(image, turned=True) as file:
             return read_rgb(file)
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)

@@ -21,7 +21,7 @@ DRIVE = False  # @param {type: "boolean"}
 # %% [markdown]
 # | choice | meaning |
 # |---|---|
-# | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, some ten minutes of a T4 for a frozen model. `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
+# | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, 4 minutes of a T4 for a frozen model (see notebook 3). `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
 # | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: 660 drawn road scenes, which the package carries. Or a folder of your own in the same layout, or a zip or tar file of one. |
 # | `DRIVE` | Mounts Google Drive (Colab only; elsewhere write a folder instead) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
 # | `RUNS` | In the notebooks that train: which experiments. A run that was interrupted is resumed, a finished one is read. |

@@ -7,8 +7,8 @@
 # 1x1 convolutions. You will see the mIoU of four runs next to the thesis's (tables 7.1 and 7.2): it
 # reports 21.19 and 23.93 % without training (names, descriptions), 43.41 and 43.87 % with the
 # adapter, all on CamVid test. On a T4 the first two runs take about a minute each, and the adapter
-# perhaps a quarter of an hour per run at the thesis's 240 epochs (estimates; the progress bar shows
-# the time left); the profile `cpu` needs no GPU.
+# 7 minutes per run at the thesis's 240 epochs (3.5 PFLOP at an assumed 8 TFLOP/s;
+# `benchmarks/bench.py --t4`); the profile `cpu` needs no GPU.
 
 # %%
 # {{setup}}

@@ -7,8 +7,8 @@
 # the cosine similarity of every pixel with the text embeddings. You will see how the cosine is
 # computed without a large feature map, two training runs with their curves, and table 7.3 next to
 # your scores. The thesis reports 63.16 % mIoU with names and 62.99 % with descriptions (CamVid test).
-# On a T4 expect about half an hour for each run at 240 epochs (14 PFLOP; an estimate), or some
-# ten minutes for each with the profile `quick`; the progress bar shows the time left. Turn
+# On a T4 expect half an hour for each run at 240 epochs, and 4 minutes with the profile `quick`
+# (14 and 1.8 PFLOP at an assumed 8 TFLOP/s; `benchmarks/bench.py --t4`); the progress bar shows the time left. Turn
 # on `DRIVE`, and if Colab disconnects, press *Run all* again. Without a GPU, the profile `cpu` trains
 # a smaller model.
 

@@ -6,9 +6,9 @@
 # Now CLIP's layers are trained too, at a quarter of the upsampler's learning rate, and SwiftNet, a
 # model without language, is trained for comparison. You will see tables 7.5 and 7.6 next to your
 # scores: the thesis reports 62.42 % mIoU, 63.76 % with the narrow pyramid and 64.52 % with SwiftNet
-# (CamVid test). These are the longest runs. On a T4 expect about an hour for each at 400 epochs
-# (34 PFLOP; an estimate), over as many Colab sessions as it takes: turn on `DRIVE`. The progress
-# bar shows the time left.
+# (CamVid test). These are the longest runs. On a T4 expect two and a half hours for each at 400 epochs
+# (69 PFLOP at an assumed 8 TFLOP/s; `benchmarks/bench.py --t4`; SwiftNet 6 minutes), over as many
+# Colab sessions as it takes: turn on `DRIVE`. The progress bar shows the time left.
 
 # %%
 # {{setup}}

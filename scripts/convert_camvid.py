@@ -37,7 +37,7 @@ from camvid_lang.data.classes import CLASSES, NUM_CLASSES, VOID
 from camvid_lang.data.download import fetch
 from camvid_lang.data.labels import (
     CLASSES_KEY,
-    image_errors,
+    open_image,
     read_dataset_info,
     read_label,
     shift_hint,
@@ -125,10 +125,9 @@ def tables(layout: Layout, root: Path, first_id: int | None, void: int | None) -
 
 def open_label(path: Path) -> Image.Image:
     """The decoded image; `InputError` for what cannot hold ids or colours without loss."""
-    with image_errors(path):
+    with open_image(path) as image:
         depth = path.read_bytes()[24:25]  # Pillow stretches grey values of fewer bits to 0..255
-        with Image.open(path) as image:
-            image.load()
+        image.load()
         modes = ("L" if depth == b"\x08" else "P", "P", "RGB", "RGBA")
         if image.format != "PNG" or image.mode not in modes:
             raise InputError(f"a {image.format} of mode {image.mode}; save it as a grey PNG of ids")

@@ -20,6 +20,8 @@ sys.path.insert(0, str(REPO / "scripts"))
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often training is killed")
+    text = "let each n-th file operation of a run fail"
+    parser.addoption("--faults", type=int, default=20, help=text)
 
 
 def pytest_collection_modifyitems(items):

@@ -222,7 +222,7 @@ def test_a_wrong_dataset_json_is_refused(tiny_dataset, text, message):
         with pytest.raises(InputError) as caught:
             read(tiny_dataset)
         assert str(caught.value).startswith(f"{path}: {message}")
-        assert str(caught.value).endswith("; correct or delete it")
+        assert str(caught.value).endswith("; correct it")
 
 
 def test_ids_that_count_from_one_are_a_note_and_a_warning(scenes, tmp_path):
@@ -285,10 +285,15 @@ def test_frames_missing_moved_or_foreign_are_named(release):
 
 def test_read_image_converts_or_refuses(tmp_path):
     path, colours = tmp_path / "x.png", np.arange(144, dtype=np.uint8).reshape(6, 8, 3)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.fromarray(np.dstack([colours, colours[..., 0] * 0])).save(path, exif=exif)
+    clear = Image.fromarray(np.dstack([colours, colours[..., 0] * 0]))
+    clear.save(path)
     assert np.array_equal(read_image(path), colours)  # also of transparent pixels
+    for orientation in (2, 6):  # mirrored, turned by 90 degrees
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        clear.save(path, exif=exif)
+        with pytest.raises(InputError, match=rf"x.png: metadata turn .*ion {orientation}"):
+            read_image(path)
     for mode in "LP":
         image = Image.fromarray(colours).convert(mode)
         image.save(path)

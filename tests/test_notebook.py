@@ -49,7 +49,7 @@ def test_results_are_read_here_and_on_drive(work, finish):
     assert [path.name for path in session.runs.iterdir()] == ["frozen-names"]  # nothing is copied
     assert session.best() == "frozen-names"
     assert re.fullmatch(r"bilinear-names \(notebook 02\), .*04\)", session.missing())
-    with pytest.raises(InputError, match=r"full-names is not finished: .* swiftnet, Copy of"):
+    with pytest.raises(InputError, match=r"full-names is not finished: run it, or choose $"):
         session.folder("full-names")
 
 
@@ -62,7 +62,7 @@ def test_only_scores_on_the_whole_of_camvid_are_compared(compared, work, finish)
     assert ("Table 7.1" in shown, "Table 7.2" in shown) == (True, False)
     assert "Table 7.2" in session.tables().data
     assert ("(difference)" in shown) == bool(session.published()) == compared
-    assert ("a copy or part of CamVid" in shown) == (not compared)
+    assert ("splits, a copy or a part of CamVid" in shown) == (not compared)
 
 
 def test_start_uses_the_current_folder_or_that_of_notebooks(work, finish, monkeypatch, capsys):

@@ -81,6 +81,9 @@ def test_the_panel_shows_a_result_at_once_and_on_a_click(segmenter, tmp_path, mo
     saved = np.array(Image.open(tmp_path / "segmented" / "one.png"))
     expected = segmenter.segment(ONE, "vehicle, lorry, <路>", none_below=0.5).ids
     np.testing.assert_array_equal(saved, expected)
+    (tmp_path / "segmented" / "one-2.png").touch()
+    save.click()  # nothing is overwritten: another upload may have this name
+    assert (tmp_path / "segmented" / "one-3_overlay.png").exists()
 
 
 class FileUpload7(ipywidgets.VBox):
@@ -92,11 +95,12 @@ class FileUpload7(ipywidgets.VBox):
 def upload(widget, name, content):
     """Set the value of a FileUpload as a browser does, with ipywidgets 7 or 8."""
     if isinstance(widget.value, dict):
-        widget.value = {"old.png": {"content": b"an earlier upload"}, name: {"content": content}}
+        found = {"old.png": {"content": b"an earlier upload"}, name: {"content": content}}
     else:
         known = {"name": name, "type": "image/png", "size": len(content)}
         known["last_modified"] = datetime.datetime.now(datetime.timezone.utc)
-        widget.value = ({**known, "content": memoryview(content)},)
+        found = ({**known, "content": memoryview(content)},)
+    widget.set_trait("value", found)  # read-only with ipywidgets 7
 
 
 @pytest.mark.parametrize("kind", [FileUpload7, ipywidgets.FileUpload])

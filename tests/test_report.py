@@ -233,7 +233,8 @@ def test_the_finding_compares_the_best_language_model_with_swiftnet(swiftnet, en
 
 
 @pytest.mark.parametrize(
-    ("data", "where"), [(SCENES, "drawn road scenes"), (PART, "a copy or part of CamVid")]
+    ("data", "where"),
+    [(SCENES, "drawn road scenes"), (PART, "splits, a copy or a part of CamVid")],
 )
 def test_what_is_not_camvid_is_not_compared(data, where):
     runs = {"frozen-names": result(data=data)}
@@ -281,10 +282,23 @@ def test_everything_from_outside_is_escaped(tmp_path):
     assert evil[:-1] in page.text
 
 
-def test_folders_without_one_run_each_are_refused(tmp_path):
-    for name in ("one", "two"):
-        write_run(tmp_path / name, result())
-    with pytest.raises(InputError, match="are both runs of 'frozen-names'; give one of them"):
-        report_runs([tmp_path])
+def test_several_runs_of_an_experiment_are_labelled_by_folder(tmp_path):
+    for place, name in enumerate(("a/seed", "b/seed", "b/other")):
+        kind = "swiftnet" if name == "b/other" else "frozen-names"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_run(tmp_path / name, result(kind, shift=place))
+    page = Page(report_runs([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "seed"]))
+    for text in (
+        "frozen-names (a/seed)",
+        "Class names (b/seed)",
+        "The best language model is",
+    ):
+        assert text in page.text
+    assert "swiftnet (" not in page.text
+    trained = {"settings": {**result()["settings"], "train_split": "train"}}
+    assert "difference" not in tables.to_markdown(
+        tables.tables({"frozen-names": result(**trained)})[0]
+    )
+    assert tables.finding({"swiftnet": result("swiftnet")}) == "mIoU 61.1 %."
     with pytest.raises(InputError, match="empty holds no finished run"):
-        report_runs([tmp_path / "one", tmp_path / "empty"])
+        report_runs([tmp_path / "a", tmp_path / "empty"])

@@ -25,16 +25,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from camvid_lang.data.classes import VOID
-from camvid_lang.data.labels import (
-    LabelIds,
-    image_errors,
-    read_dataset_info,
-    read_label,
-    shift_hint,
-)
+from camvid_lang.data.labels import LabelIds, open_image, read_dataset_info, read_label, shift_hint
+from camvid_lang.device import torch_defaults
 from camvid_lang.errors import InputError
 
 FOLDERS = ("train", "val", "test")
@@ -119,10 +113,10 @@ class DataReport:
 def read_image(path: str | Path) -> np.ndarray:
     """Read the image file of a frame as uint8 (H, W, 3), RGB in 0..255; else `InputError`.
 
-    Grey and palette images are converted; an alpha channel is dropped. An EXIF orientation is not
-    applied, as the frame would no longer match its label.
+    Grey and palette images are converted; an alpha channel is dropped. `InputError` for more bits,
+    and for metadata that turn the image, which may have been applied to its label or not.
     """
-    with image_errors(path), Image.open(path) as image:
+    with open_image(path) as image:
         if image.mode[0] in "IF":
             raise InputError(f"image mode {image.mode}, but 8 bits are needed; save it as RGB")
         return np.array(image.convert("RGB"))
@@ -334,6 +328,7 @@ def raise_problems(problems: Sequence[str], root: Path | None = None) -> None:
         raise InputError(text + (hint if root and more > 0 else ""))
 
 
+@torch_defaults()
 def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = None) -> Frames:
     """Decode a split into memory.
 
@@ -356,14 +351,16 @@ def load_camvid(root: str | Path, split: str = "trainval", limit: int | None = N
     pairs, problems = _find_pairs(root, SPLITS[split])
     ids = read_dataset_info(root).ids
     for text in _differences(pairs, SPLITS[split], {}) or ():
-        warnings.warn(f"{root}: {text}", stacklevel=2)
+        warnings.warn(f"{root}: {text}", stacklevel=3)
     names = [*pairs]
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
     versions = tuple((name, *map(_version, pairs[name])) for name in names)
     frames = _load(root, versions, ids, tuple(problems))
+    if (frames.labels == VOID).all():
+        raise InputError(f"{root}: every pixel of {split} is void; correct labels or dataset.json")
     if hint := shift_hint(frames.labels.flatten().bincount(minlength=VOID + 1).numpy()):
-        warnings.warn(f"{root}: {hint}", stacklevel=2)
+        warnings.warn(f"{root}: {hint}", stacklevel=3)
     return frames
 
 

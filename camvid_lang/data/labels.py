@@ -1,17 +1,18 @@
 """Read id maps: labels of a data set, and predictions that are to be scored.
 
-An id map is an 8-bit grey PNG whose values are class ids. Palettes, colours and other bit depths
-are rejected: a wrong id would silently change scores.
+An id map is an 8-bit grey PNG whose values are class ids; one of 16 bits, by `segment`, holds ids
+of the classes that the file names. Palettes, colours and all else are rejected: a wrong id would
+silently change scores.
 """
 
 import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 
 from camvid_lang.data.classes import CLASSES, NUM_CLASSES, SHARES, VOID
 from camvid_lang.errors import InputError
@@ -43,6 +44,27 @@ def image_errors(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read as an image ({text}); replace it") from error
 
 
+@contextlib.contextmanager
+def open_image(
+    path: str | Path | BinaryIO, name: str = "", turned: bool = False
+) -> Iterator[Image.Image]:
+    """An image file to read in the block; `InputError`, which names it, where that fails.
+
+    Also rejected are 16 bits per channel, of which Pillow would keep 8, and unless `turned` is
+    expected, metadata that turn or mirror it: it may no longer match its label.
+    """
+    with image_errors(name or path), Image.open(path) as image:
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            what = "Pillow is set to accept damaged files"
+            raise InputError(f"{what}; set PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False")
+        if image.mode[0] != "I" and ";16" in str(image.tile):
+            raise InputError("16 bits per channel, but 8 are needed; save it with 8 bits")
+        if not turned and (turn := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
+            fix = "apply or remove it (PIL.ImageOps.exif_transpose applies it)"
+            raise InputError(f"metadata turn or mirror it (EXIF orientation {turn}); {fix}")
+        yield image
+
+
 def read_label(path: str | Path, ids: LabelIds = LabelIds()) -> np.ndarray:  # noqa: B008
     """Read an id map: uint8 (H, W), class ids 0..10 and 11 for void; else `InputError`.
 
@@ -54,22 +76,25 @@ def read_label(path: str | Path, ids: LabelIds = LabelIds()) -> np.ndarray:  # n
         depth, kind = (*header[24:], -1, -1)[:2]
         if header[:4] != b"\x89PNG" or kind not in _KINDS:
             raise InputError(f"not a PNG; {SAVE}")
-        if (depth, kind) != (8, 0):
+        if (depth, kind) not in ((8, 0), (16, 0)):
             fix = f"a PNG of {depth}-bit {_KINDS[kind]}; {SAVE}"
             if kind == 3 or depth == 8:
                 array = "np.array(Image.open(path))" + ("" if kind == 3 else "[..., 0]")
                 fix += f": if its values are ids, Image.fromarray({array}).save(path)"
             raise InputError(f"{fix}; if it holds colours, {CONVERT}")
-        with Image.open(path) as image:
-            values, named = np.array(image), image.info.get(CLASSES_KEY)
-    names = str(named).lower().splitlines() if named else CLASSES
+    with open_image(path) as image:
+        values, named = np.array(image), image.info.get(CLASSES_KEY)
+        names = tuple(str(named).lower().splitlines()) if named else CLASSES
+        if depth != (8 if names == CLASSES else 16):  # another tool removed the names, or bits
+            other = " for other classes" if named else ""
+            raise InputError(f"a PNG of {depth}-bit grey{other}; {SAVE}")
     if wrong := [name for name in names if name not in CLASSES]:
         text = f"{path}: was segmented into {wrong[0]!r}, which is not a class of CamVid"
         raise InputError(f"{text}; segment again without other classes")
     first, void = (0, 255) if named else ids
     last = first + len(names) - 1
-    table = np.full(256, 255, np.uint8)
-    table[first : last + 1] = [CLASSES.index(name) for name in names[:256]]
+    table = np.full(1 << depth, 255, np.uint8)
+    table[first : last + 1] = [CLASSES.index(name) for name in names]
     table[[void, 255]] = VOID
     found = table[values]
     if wrong := np.unique(values[found == 255]).tolist():
@@ -106,19 +131,21 @@ def read_dataset_info(root: Path) -> DatasetInfo:
     except FileNotFoundError:
         return DatasetInfo()
     except (OSError, ValueError, TypeError, RecursionError, InputError) as error:
-        raise InputError(f"{path}: {error}; correct or delete it") from error
+        raise InputError(f"{path}: {error}; correct it") from error
 
 
 def shift_hint(counts: np.ndarray) -> str:
-    """A warning where ids look shifted by one, else an empty text.
+    """A warning where ids look shifted by one, or of SegNet's 12 classes, else an empty text.
 
     Compares `counts`, (12,) pixels of each id, with the shares of CamVid's classes by Bhattacharyya
-    coefficients, unchanged and shifted by one.
+    coefficients: unchanged, shifted by one, and with road marking, 3 in SegNet's demo, as road.
     """
-    expected = np.sqrt(SHARES)
-    fits = {by: np.sqrt(np.roll(counts, by)) @ expected for by in (0, -1, 1)}
+    low = "ids look shifted by one: they are too low; add 1, or correct first_id in dataset.json"
+    high = f"ids look shifted by one: {FROM_ONE.format(0)}"
+    twelve = "ids look like SegNet's 12 classes: subtract 1 from all above 3, road marking; or, "
+    twelve += FROM_ONE.format(0)
+    merged = np.bincount([0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10], counts, 12)
+    meant = {"": counts, high: np.roll(counts, -1), low: np.roll(counts, 1), twelve: merged}
+    fits = {hint: np.sqrt(found) @ np.sqrt(SHARES) for hint, found in meant.items()}
     best = max(fits, key=fits.__getitem__)
-    if best == 0 or fits[best] < 1.02 * fits[0]:
-        return ""
-    fix = "they are too low; add 1, or correct first_id in dataset.json"
-    return f"ids look shifted by one: {fix if best == 1 else FROM_ONE.format(0)}"
+    return best if fits[best] >= 1.02 * fits[""] else ""

@@ -5,6 +5,7 @@ Jinja escapes everything from outside. The text of the page is in `report.html.j
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from camvid_lang.evaluation import ABSENT_CLASS_RULE
 from camvid_lang.report import figures, tables
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import (
+    SAMPLES,
     FigureData,
     RunFolder,
     atomic_write,
@@ -27,7 +29,6 @@ from camvid_lang.results import (
     write_json,
 )
 
-FRAMES = 4  # test frames shown
 WIDTH = 480  # pixels of a frame; a wider one is scaled down
 
 
@@ -44,16 +45,9 @@ def report_runs(
         json_file: also write {experiment: results} to this file; vocabulary.json as "vocabulary".
 
     Raises:
-        InputError: a folder without a finished run, a damaged results.json or vocabulary.json, or
-            two runs of one experiment.
+        InputError: a folder without a finished run, a damaged results.json or vocabulary.json.
     """
-    runs: dict[str, RunFolder] = {}
-    for run in (run for folder in folders for run in _finished(Path(folder))):
-        name = read_results(run.results)["experiment"]
-        if (other := runs.setdefault(name, run)) is not run:
-            both = f"{other.path} and {run.path}"
-            raise InputError(f"{both} are both runs of {name!r}; give one of them")
-    runs = {name: runs[name] for name in sorted(runs, key=[*THESIS_ROWS, *runs].index)}
+    runs = _labelled([run for folder in folders for run in _finished(Path(folder))])
     results = {name: read_results(run.results) for name, run in runs.items()}
     frames = {name: data for name, run in runs.items() if (data := read_figures(run.figures))}
     words = {}
@@ -70,6 +64,18 @@ def report_runs(
         added = {name: {"vocabulary": found} for name, found in words.items()}
         write_json(json_file, {name: r | added.get(name, {}) for name, r in results.items()})
     return page
+
+
+def _labelled(runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
+    """{experiment: run} in the thesis's order; `experiment (folder)` where it has several runs."""
+    runs = list({run.path.resolve(): run for run in runs}.values())
+    names = [read_results(run.results)["experiment"] for run in runs]
+    common = os.path.commonpath([run.path.resolve().parent for run in runs])
+    order, labelled = [*THESIS_ROWS, *names], {}
+    for name, run in sorted(zip(names, runs, strict=True), key=lambda pair: order.index(pair[0])):
+        folder = run.path.resolve().relative_to(common).as_posix()
+        labelled[f"{name} ({folder})" if names.count(name) > 1 else name] = run
+    return labelled
 
 
 def _finished(folder: Path) -> list[RunFolder]:
@@ -146,7 +152,7 @@ def _frames(runs: Mapping[str, FigureData]) -> dict[str, list[tuple[str, dict[st
         for name, image, label in zip(data.names, data.images, data.labels, strict=True):
             shown.setdefault(name, (np.moveaxis(image, 0, -1), label))
     found = {}
-    for name, (image, label) in list(shown.items())[:FRAMES]:
+    for name, (image, label) in list(shown.items())[:SAMPLES]:
         images = {"frame": _image(image, "jpeg"), "label": _image(figures.colour_labels(label))}
         found[name] = [("frame and label", images)]
         for run, data in runs.items():

@@ -16,11 +16,11 @@ Results = Mapping[str, Mapping]
 
 
 def is_camvid(result: Mapping) -> bool:
-    """Whether a result is of CamVid's 233 test frames, none of which it was trained on."""
+    """Whether a result is of CamVid's 233 test frames, trained on trainval as the thesis's."""
     data, settings = result["data"], result["settings"]
-    tested_on, trained_on = settings.get("test_split", "test"), settings.get("train_split")
+    splits = [settings.get("test_split", "test"), settings.get("train_split", "trainval")]
     whole = data["name"].lower() == "camvid" and data["complete"] is True
-    return whole and tested_on == "test" and trained_on != "test"
+    return whole and splits == ["test", "trainval"]
 
 
 def _data_name(result: Mapping) -> str:
@@ -50,7 +50,8 @@ def banner(results: Results) -> str:
     if not others:
         return ""
     names = sorted({*others.values()})
-    where = " and ".join("a copy or part of CamVid" if n.lower() == "camvid" else n for n in names)
+    camvid = "other splits, a copy or a part of CamVid"
+    where = " and ".join(camvid if name.lower() == "camvid" else name for name in names)
     some = f" ({', '.join(others)})" if len(others) < len(results) else ""
     return (
         f"These are not CamVid results{some}: they were measured on {where} and cannot be compared "
@@ -74,6 +75,11 @@ class Table(NamedTuple):
         return f"Table {self.number}: {self.title}" if self.number else self.title
 
 
+def _row(name: str) -> str:
+    """The experiment of a run, without its folder (`frozen-names (seed-1)`)."""
+    return name.partition(" (")[0]
+
+
 def tables(results: Results) -> list[Table]:
     """Tables 7.1 to 7.6 with the rows that were measured, then those the thesis does not have.
 
@@ -84,7 +90,8 @@ def tables(results: Results) -> list[Table]:
     parts = ("measured", "thesis", "difference") if comparable else ("measured",)
 
     def cells(name: str, *keys: str) -> list[float | None]:
-        measured, published, difference = results[name], THESIS_ROWS[name], None
+        measured, difference = results[name], None
+        published = THESIS_ROWS[_row(name)]
         for key in keys:
             measured, published = measured[key], published[key]
         if None not in (measured, published) and is_camvid(results[name]):
@@ -94,7 +101,8 @@ def tables(results: Results) -> list[Table]:
 
     built = []
     for number, title, first, keys, layout in TABLES:
-        names = {n: t for n, t in layout.items() if n in results}
+        rows = [(name, _row(name)) for name in results if _row(name) in layout]
+        names = {name: layout[row] + name.removeprefix(row) for name, row in rows}
         if not names:
             continue
         if keys == ("iou",):
@@ -104,7 +112,8 @@ def tables(results: Results) -> list[Table]:
             groups = tuple(TITLES[key] for key in keys)
             rows = [(t, *(v for k in keys for v in cells(n, k))) for n, t in names.items()]
         built.append(Table(number, title, first, groups, parts, tuple(rows)))
-    others = [(n, *(r[k] for k in TITLES)) for n, r in results.items() if n not in THESIS_ROWS]
+    new = [name for name in results if _row(name) not in THESIS_ROWS]
+    others = [(name, *(results[name][key] for key in TITLES)) for name in new]
     if others:
         title, groups = "Measured here, not in the thesis", tuple(TITLES.values())
         built.append(Table("", title, "Run", groups, ("measured",), tuple(others)))
@@ -119,7 +128,12 @@ def best_language(results: Results) -> str | None:
 
 
 def finding(results: Results) -> str:
-    """The best language model and how it compares with SwiftNet; empty without scores."""
+    """The best language model and how it compares with SwiftNet; empty without scores.
+
+    Of a single run its scores.
+    """
+    if len(results) == 1 and (miou := next(iter(results.values()))["miou"]) is not None:
+        return f"mIoU {miou:.1f} %."
     if not (best := best_language(results)):
         return ""
     result, other = results[best], results.get("swiftnet")

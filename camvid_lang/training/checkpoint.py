@@ -4,6 +4,7 @@ A run may be killed at any moment, and drives damage files. So a file gets its n
 complete and on the disk, and the one before is used in place of a damaged one.
 """
 
+import contextlib
 import hashlib
 import math
 import textwrap
@@ -43,7 +44,7 @@ def load_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # damaged bytes raise almost any exception
         reason = textwrap.shorten(str(error) or type(error).__name__, 150)
         what = f"{path} is damaged or not a checkpoint ({reason})"
-        raise InputError(f"{what}: delete it, or {START_OVER}") from error
+        raise InputError(f"{what}: restore a copy, or choose another folder") from error
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise InputError(f"checkpoint {path} was not written by camvid_lang: choose another folder")
     return state
@@ -60,26 +61,38 @@ class Checkpoints:
         found = self.folder.glob("last-*.pt")  # also the copies that Google Drive numbers
         return sorted((x for x in found if x.stem[5:].isdecimal()), key=epoch_of)
 
-    def kept(self) -> list[Path]:
-        """The last two files."""
-        return self.files()[-KEPT:]
-
     @property
     def epoch(self) -> int:
         """The epoch of the newest file; -1 without one."""
         return max(map(epoch_of, self.files()), default=-1)
 
-    def newest(self) -> tuple[Path, dict] | None:
-        """The newest undamaged checkpoint and its state, if any; `InputError`: all are damaged."""
-        files = self.files()
-        for path in reversed(files):
-            try:
-                return path, load_checkpoint(path)
-            except InputError as error:
-                print(f"note: {error}; falling back to the one before")
-        if files:
-            raise InputError(f"all checkpoints in {self.folder} are damaged: {START_OVER}")
+    def newest(self, strict: bool = True) -> tuple[Path, dict] | None:
+        """The newest undamaged checkpoint and its state, if any.
+
+        If `strict`, damaged ones are noted, and `InputError` is raised where all are damaged.
+        """
+        while files := self.files():
+            errors = []
+            for path in reversed(files):
+                try:
+                    found = path, load_checkpoint(path)
+                except InputError as error:
+                    errors.append(error)
+                    continue
+                for error in errors if strict else ():
+                    print(f"note: {error}; falling back to epoch {epoch_of(path)}")
+                return found
+            if self.files() == files:  # otherwise a run that goes on has replaced them meanwhile
+                if not strict:
+                    return None
+                raise InputError(f"no checkpoint is left: {'; '.join(map(str, errors))}")
         return None
+
+    def prune(self) -> None:
+        """Delete all but the last two files; what a drive refuses to delete waits for next time."""
+        for path in self.files()[:-KEPT]:
+            with contextlib.suppress(OSError):
+                delete(path)
 
     def save(self, state: Mapping) -> Path:
         """Save the state after state["epoch"] epochs; `InputError`: it cannot; older files stay."""
@@ -92,8 +105,7 @@ class Checkpoints:
             reason = textwrap.shorten(str(error), 150)
             advice = "free disk space and run again to resume"
             raise InputError(f"{path} cannot be written ({reason}): {advice}") from error
-        for old in self.files()[:-KEPT]:
-            delete(old)
+        self.prune()
         if self.on_saved:
             self.on_saved()
         return path
@@ -138,11 +150,7 @@ class TrainingState:
         """Load the newest checkpoint, if any; returns the history. `InputError`: of another run."""
         if found := checkpoints.newest():
             path, state = found
-            if changed := self._differences(state):
-                raise InputError(
-                    f"checkpoint {path} is of another run ({'; '.join(changed)}): undo the change, "
-                    f"choose another folder, or {START_OVER}"
-                )
+            raise_changed(f"checkpoint {path} is of another run", self._differences(state))
             self.model.load_trained_state(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average:
@@ -185,6 +193,14 @@ def changed_settings(stored: Mapping, wanted: Mapping) -> list[str]:
         for key, value in wanted.items()
         if key not in LOCATIONS and stored.get(key) != value
     ]
+
+
+def raise_changed(what: str, changed: list[str]) -> None:
+    """`InputError` where anything has changed; only runs of the same experiment start over."""
+    if changed:
+        over = "" if changed[0].startswith("name ") else f", or {START_OVER}"
+        advice = f"undo the change, choose another folder{over}"
+        raise InputError(f"{what} ({'; '.join(changed)}): {advice}")
 
 
 def encoder_digest(encoder: nn.Module) -> str:

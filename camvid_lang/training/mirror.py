@@ -5,34 +5,61 @@ tries again after the next epoch and at the end. Copies are checked when they ar
 """
 
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
-from camvid_lang.errors import START_OVER, InputError
+from camvid_lang.errors import InputError
 from camvid_lang.results import RunFolder, atomic_write, delete, read_results
-from camvid_lang.training.checkpoint import Checkpoints, changed_settings, epoch_of, load_checkpoint
+from camvid_lang.training import checkpoint
+from camvid_lang.training.checkpoint import Checkpoints, changed_settings, epoch_of, raise_changed
 
 PAUSES = (0, 5, 5)  # seconds before each attempt to read the mirror, and to complete it
 PATIENCE = 600  # seconds that the end of a run waits for a drive that does not answer
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file atomically; the target's folder is made if missing, but not those above it."""
+    """Copy a file atomically; the target's folder is made if missing, but not those above it.
+
+    `OSError`: the source cannot be read; `InputError`: the target cannot be written.
+    """
     target.parent.mkdir(exist_ok=True)
-    with open(source, "rb") as original, atomic_write(target) as file:
-        shutil.copyfileobj(original, file, 1 << 20)
+    try:
+        with open(source, "rb") as original, atomic_write(target) as file:
+            while chunk := _read(original):
+                file.write(chunk)
+    except _ReadError as error:
+        raise error.__cause__ from None
+
+
+class _ReadError(Exception):
+    """An OSError of the source, which the target does not take for one of its own."""
+
+
+def _read(file: BinaryIO) -> bytes:
+    try:
+        return file.read(1 << 20)
+    except OSError as error:
+        raise _ReadError from error
+
+
+def held_settings(folder: RunFolder) -> Mapping | None:
+    """The settings of the run in a folder; None where there is none, or all is damaged."""
+    with contextlib.suppress(InputError):
+        return read_results(folder.results)["settings"]
+    found = Checkpoints(folder.checkpoints).newest(strict=False)  # many megabytes
+    return found and found[1]["settings"]
 
 
 class Mirror:
     """Copies a run's checkpoints and results from `local` to `remote`, and back to a new machine.
 
-    It is `active` once anything was given to copy. `InputError`: `remote` cannot be written to, or
-    is the folder of the run.
+    It is `active` once anything was given to copy. `InputError`: `remote` cannot be written to, is
+    the folder of the run, or lies in a folder that is missing, as on a drive that is not mounted.
     """
 
     def __init__(self, local: RunFolder, remote: RunFolder):
@@ -41,10 +68,12 @@ class Mirror:
             raise InputError(f"mirror {remote.path} is the folder of the run: choose another one")
         self._saved, self._copies = (Checkpoints(x.checkpoints) for x in (local, remote))
         try:
-            remote.checkpoints.mkdir(parents=True, exist_ok=True)
+            remote.path.mkdir(exist_ok=True)
+            remote.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             reason = f"cannot be written to ({error.strerror})"
-            raise InputError(f"mirror {remote.path} {reason}: mount the drive") from error
+            advice = f"mount the drive, or create {remote.path.parent}"
+            raise InputError(f"mirror {remote.path} {reason}: {advice}") from error
         self._copied: dict[str, int] = {}  # name: modification time of the local file
         self._thread: threading.Thread | None = None
         self._failure, self.active = "", False  # failure of the latest update
@@ -54,7 +83,6 @@ class Mirror:
 
         `InputError`: the mirror is of a run with other `settings`, or cannot be read.
         """
-        self.local.checkpoints.mkdir(parents=True, exist_ok=True)
         for pause in PAUSES:
             time.sleep(pause)
             try:
@@ -67,27 +95,25 @@ class Mirror:
 
     def _restore(self, settings: Mapping) -> None:
         self.remote.checkpoints.stat()  # an unmounted drive must not look like an empty one
-        held, local = None, _newest(self._saved)
-        with contextlib.suppress(InputError):
-            held = read_results(self.remote.results)
-        held = held or _newest(self._copies)  # many megabytes
-        if held and (changed := changed_settings(held["settings"], settings)):
-            what = f"mirror {self.remote.path} holds another run ({'; '.join(changed)})"
-            raise InputError(f"{what}: choose another mirror, or {START_OVER}")
+        if held := held_settings(self.remote):
+            what = f"mirror {self.remote.path} holds another run"
+            raise_changed(what, changed_settings(held, settings))
+        saved = self._saved.newest(strict=False)
+        epoch = epoch_of(saved[0]) if saved else -1
         for path in reversed(self._copies.files()):
-            if epoch_of(path) > (local["epoch"] if local else -1) and self._restore_file(
-                path, self.local.checkpoints / path.name
-            ):
+            target = self.local.checkpoints / path.name
+            if epoch_of(path) <= epoch or self._restore_file(path, target):
                 break
         for path in self.remote.finished_files():
             if not (target := self.local.path / path.name).exists():
                 self._restore_file(path, target)
 
     def _restore_file(self, source: Path, target: Path) -> bool:
-        check = {".pt": load_checkpoint, ".json": read_results}.get(source.suffix, Path.stat)
+        checks = {".pt": checkpoint.load_checkpoint, ".json": read_results}
+        target.parent.mkdir(parents=True, exist_ok=True)
         copy(source, target)
         try:
-            check(target)
+            checks.get(source.suffix, Path.stat)(target)
         except InputError as error:
             target.unlink()
             print(f"note: {source} is skipped: {error}")
@@ -122,23 +148,21 @@ class Mirror:
         try:
             self._copy_new()
             self._failure = ""
-        except OSError as error:
-            failure = f"mirror {self.remote.path} could not be updated ({error.strerror or error})"
-            if failure != self._failure:
-                tqdm.write(f"note: {failure}; it is tried again later")
-            self._failure = failure
+        except (OSError, InputError) as error:
+            if not self._failure:  # once, not at every attempt
+                what = f"mirror {self.remote.path} could not be updated ({error})"
+                tqdm.write(f"note: {what}; it is tried again later")
+            self._failure = str(error)
 
     def _copy_new(self) -> None:
         # Without parents: a drive that has gone away does not become a local folder.
         self.remote.path.mkdir(exist_ok=True)
-        files = [*self._saved.kept(), *self.local.finished_files()]
+        files = [*self._saved.files()[-checkpoint.KEPT :], *self.local.finished_files()]
         for path in files:
             self._copy_file(path)
-        names = {path.name for path in files}
-        stale = [path for path in self._copies.files() if path.name not in names]
         # Later epochs than this run has are kept, whatever the reason; a kill leaves parts.
-        old = [path for path in stale if epoch_of(path) <= self._saved.epoch]
-        for path in (*old, *self.remote.path.rglob("*.part")):
+        copies = [path for path in self._copies.files() if epoch_of(path) <= self._saved.epoch]
+        for path in (*copies[: -checkpoint.KEPT], *self.remote.path.rglob("*.part")):
             delete(path)
 
     def _copy_file(self, path: Path) -> None:
@@ -150,11 +174,3 @@ class Mirror:
         except FileNotFoundError:
             if path.exists():  # otherwise a newer checkpoint has replaced it
                 raise
-
-
-def _newest(checkpoints: Checkpoints) -> dict | None:
-    """The newest undamaged state; None without one."""
-    for path in reversed(checkpoints.files()):
-        with contextlib.suppress(InputError):
-            return load_checkpoint(path)
-    return None
