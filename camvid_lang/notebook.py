@@ -94,7 +94,8 @@ def start(  # noqa: PLR0913  the public API
     no_gpu = "CPU (for a GPU in Colab: Runtime > Change runtime type > T4 GPU)"
     device = torch.cuda.get_device_name() if cuda else no_gpu
     print(f"profile {profile} on {device}; data {folder}; runs {work / 'runs' / label}")
-    copies = mirror / label if mirror else None
+    if copies := mirror and mirror / label:
+        copies.mkdir(exist_ok=True)
     print(f"mirrored to {copies}" if mirror else "not mirrored to Google Drive")
     if profile in ("cpu", "smoke") and data != "scenes" and "weights" not in chosen:
         print(
