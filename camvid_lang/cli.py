@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     """Train and score one experiment on a data set, or resume it.
 
     Writes OUT/results.json and OUT/report.html. Profiles: thesis (as published, for a GPU), quick
-    (30 epochs of it), cpu (no GPU; an hour of a slow core on CamVid), smoke (seconds, for tests).
+    (30 epochs of it), cpu (no GPU; up to an hour of a core on CamVid), smoke (seconds, for tests).
     On several GPUs, which share each batch: torchrun --nproc_per_node=2 -m camvid_lang run ...
     """
     from camvid_lang.distributed import is_main, processes

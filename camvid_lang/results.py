@@ -211,7 +211,7 @@ def read_figures(path: str | Path) -> FigureData | None:
         data = FigureData(**arrays, names=names, similarities=similarities)
         ids, (n, _, *size) = np.stack([data.labels, data.predictions]), data.images.shape
         fits = (data.images.shape, ids.shape) == ((n, 3, *size), (2, n, *size)) and len(names) == n
-        fits &= data.images.dtype == ids.dtype == np.uint8 and ids.max() <= VOID
+        fits &= data.images.dtype == ids.dtype == np.uint8 and ids.max(initial=0) <= VOID
         square = (NUM_CLASSES,) * 2
         fits &= all(m.shape == square and m.dtype.kind == "f" for m in similarities.values())
         return data if fits else None

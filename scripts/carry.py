@@ -20,25 +20,31 @@ from camvid_lang.training.checkpoint import Checkpoints
 CARRIED = Path(__file__).resolve().parent.parent / "camvid_lang" / "assets" / "demo"
 
 
-def carry(run: RunFolder, to: Path) -> None:
-    """Copy a run to the folder of its experiment in `to`; what was there is deleted."""
+def carry(run: RunFolder, target: RunFolder, images: int = 1) -> None:
+    """Copy a run to `target`, with so many frames; what was there is deleted.
+
+    Only models that are trained whole are carried with weights: averaged, in float16, and without
+    the path of the weights that training started from.
+    """
     results, figures = files.read_results(run.results), files.read_figures(run.figures)
     vocabulary, saved = files.read_vocabulary(run.vocabulary), None
-    if with_weights := results["experiment"].startswith("full-narrow-"):
+    if with_weights := results["experiment"].startswith(("full-narrow-", "full-names")):
         saved = Checkpoints(run.checkpoints).newest()
     if figures is None or (with_weights and saved is None):
         raise InputError(f"{run.path}: figures or weights are missing: run the experiment again")
-    target = RunFolder(to / results["experiment"])
     target.clear()
     target.path.mkdir(parents=True, exist_ok=True)
+    results["settings"]["weights"] = ""
     if saved:
         state = saved[1]
         weights = {**state["model"], **state["average"].get("weights", {})}
         weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
         state |= {"model": weights, "average": {}, "optimizer": {}, "scaler": {}}
+        state["settings"]["weights"] = ""
         Checkpoints(target.checkpoints).save(state)
-    one = {key: getattr(figures, key)[:1] for key in ("images", "labels", "predictions", "names")}
-    files.write_figures(target.figures, replace(figures, **one))
+    some = ("images", "labels", "predictions", "names")
+    some = {key: getattr(figures, key)[:images] for key in some}
+    files.write_figures(target.figures, replace(figures, **some))
     if vocabulary:
         files.write_json(target.vocabulary, vocabulary)
     files.write_json(target.results, results)
@@ -50,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, default=CARRIED, help="default: where the demo's are")
     options = parser.parse_args(arguments)
     for folder in options.runs:
-        carry(RunFolder(folder), options.to)
+        name = files.read_results(folder / "results.json")["experiment"]
+        carry(RunFolder(folder), RunFolder(options.to / name))
 
 
 if __name__ == "__main__":

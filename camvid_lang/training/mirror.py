@@ -139,9 +139,7 @@ class Mirror:
                 self._thread.join(max(0.0, deadline - time.monotonic()))
             if not (self._failure or self._thread.is_alive()):
                 return True
-        print(
-            f"note: mirror {self.remote.path} is not complete; the files in {self.local.path} are"
-        )
+        print(f"note: mirror {self.remote.path} is not complete; {self.local.path} is")
         return False
 
     def _update(self) -> None:
