@@ -148,7 +148,6 @@ def test_what_other_tools_do_to_a_segmentation_changes_no_id(classes, path):
     for change in (
         lambda: Image.open(path).save(path),  # loses the names
         lambda: Image.open(path).save(path, pnginfo=image_text(image), optimize=True),
-        lambda: Image.fromarray(np.array(image).astype(np.uint8)).save(path, bits=4),
         lambda: Image.fromarray(np.array(image).astype(np.uint8)).convert("P").save(path),
         lambda: Image.open(path).save(path, pnginfo=image_text(image), exif=turned(3)),
     ):
