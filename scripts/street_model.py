@@ -22,7 +22,7 @@ from camvid_lang.models.encoder import load_clip
 from camvid_lang.results import RunFolder, write_json
 
 ASSETS = Path(cl.__file__).parent / "assets"
-SETTINGS = {"crop": 320, "batch_size": 3, "epochs": 60, "lr": 8e-3, "encoder_lr": 4e-3}
+SETTINGS = {"crop": 320, "batch_size": 3, "epochs": 40, "lr": 8e-3, "encoder_lr": 4e-3}
 SETTINGS |= {"ema": 0.99, "scale_min": 0.75, "scale_max": 1.5}
 
 
