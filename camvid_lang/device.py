@@ -35,14 +35,15 @@ def pick_device(name: str = "auto") -> torch.device:
 def torch_defaults() -> Iterator[None]:
     """PyTorch's defaults in the block, whatever the session has set; also a decorator.
 
-    Gradients are recorded, new tensors are float32 on the CPU, autocast is off, and numpy's
-    underflows are no errors.
+    Gradients are recorded, new tensors are float32 on the CPU, autocast is off, numpy's underflows
+    are no errors, and the session's random numbers go on as if the block had drawn none.
     """
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(np.errstate(all="ignore"))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):

@@ -221,6 +221,7 @@ def _grouped_scores(confusion: Tensor, groups: Sequence[Sequence[int]]) -> dict:
 # Folders of id maps
 
 
+@torch_defaults()
 def score(predictions: str | Path, labels: str | Path) -> dict:
     """Scores of a folder of predicted id PNGs against a folder of label PNGs, matched by name.
 
@@ -230,7 +231,7 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
     Raises:
         InputError: folders or files that are missing, not id maps, or of different sizes.
     """
-    folders, problems = (Path(predictions), Path(labels)), []
+    folders, problems = (Path(predictions).resolve(), Path(labels).resolve()), []
     predicted, labelled = (image_files(folder, (".png",), problems) for folder in folders)
     raise_problems(problems)
     overlays = {f"{name}_overlay" for name in predicted} - labelled.keys()  # by `segment`
@@ -247,11 +248,14 @@ def score(predictions: str | Path, labels: str | Path) -> dict:
             ids, label = read_label(file, infos[0].ids), read_label(labelled[name], infos[1].ids)
             if ids.shape != label.shape:
                 size, expected = (f"{x.shape[1]}x{x.shape[0]}" for x in (ids, label))
-                raise InputError(f"{file} is {size} but its label is {expected}: resize it to that")
+                turned = " (turned?)" if ids.shape == label.shape[::-1] else ""
+                raise InputError(f"{file} is {size}, its label {expected}{turned}: make them equal")
             yield torch.from_numpy(ids), torch.from_numpy(label)
 
     confusion = confusion_matrix(pairs())
+    if not confusion[:VOID].any():
+        raise InputError(f"{labels}: every pixel is void; correct labels or dataset.json")
     for folder, counts in zip(folders, (confusion.sum(0), confusion.sum(1)), strict=True):
         if hint := shift_hint(counts.numpy()):
-            warnings.warn(f"{folder}: {hint}", stacklevel=2)
+            warnings.warn(f"{folder}: {hint}", stacklevel=3)
     return scores(confusion)

@@ -79,7 +79,8 @@ class RunFolder:
         """Delete what a run left; `InputError` if a drive refuses."""
         saved = [*self.checkpoints.glob("*.pt"), *self.checkpoints.glob("*.part")]
         try:
-            for path in (*saved, self.results, self.figures, self.vocabulary):
+            others = self.results, self.figures, self.vocabulary, self.path / "report.html"
+            for path in (*saved, *others):
                 delete(path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be cleared ({error})") from error

@@ -40,7 +40,7 @@ from camvid_lang.training.checkpoint import (
     encoder_digest,
     raise_changed,
 )
-from camvid_lang.training.loop import train
+from camvid_lang.training.loop import epoch_batches, train
 from camvid_lang.training.mirror import Mirror, held_settings
 
 
@@ -82,7 +82,9 @@ def run(  # noqa: PLR0913  the public API
             return _read_finished(folder, experiment, prompts, dataset)
         model, text_encoder = build_model(experiment, prompts)
         to_device(model, target)
-        if fresh and is_main():  # only now: a typo in the weights costs no run
+        if fresh and experiment.epochs:
+            next(epoch_batches(dataset.train, experiment, 0))  # settings that fail cost no run
+        if fresh and is_main():
             for place in (folder, copies.remote) if copies else (folder,):
                 place.clear()
         barrier()

@@ -110,7 +110,10 @@ class _Query:
         tile, none_below = MIN_SIDE if self.tile is None else self.tile, self.none_below
         for is_wrong, message in (
             (self.max_side < MIN_SIDE, f"max_side={self.max_side}: choose at least {MIN_SIDE}"),
-            (tile < MIN_SIDE or tile % MIN_SIDE, f"tile={tile}: choose a multiple of {MIN_SIDE}"),
+            (
+                tile not in range(MIN_SIDE, 1 << 31, MIN_SIDE),
+                f"tile={tile}: choose a multiple of 32",
+            ),
             (self.compare not in COMPARE, f"compare={self.compare!r}: choose {', '.join(COMPARE)}"),
             (none_below and self.compare == "clip", "none_below excludes compare='clip'"),
             (not 0 <= none_below <= 1, f"none_below={none_below}: choose a value in 0..1"),

@@ -40,6 +40,7 @@ def test_what_segment_writes_scores_as_evaluate(card, make_dataset, tmp_path, ca
         for path in data.glob("*annot/*.png"):
             rewrite(path, lambda x: np.where(x == VOID, card["void"], x + card["first_id"]))
         (data / "dataset.json").write_text(json.dumps(card))
+    (data / "labels").symlink_to("testannot")
     expected = run(configure("frozen-names", "smoke"), data, out, device="cpu")
     # Also next to the labels, whose dataset.json is not of the predictions.
     for place in (tmp_path / "segmented", data / "predictedannot"):
@@ -47,7 +48,7 @@ def test_what_segment_writes_scores_as_evaluate(card, make_dataset, tmp_path, ca
             command = ["segment", str(data / "test"), "--run", str(out), "--out", str(place)]
             assert main([*command, *classes]) == 0
             capsys.readouterr()
-            assert main(["score", str(place), str(data / "testannot"), "--json"]) == 0
+            assert main(["score", str(place), str(data / "test" / ".." / "labels"), "--json"]) == 0
             found = json.loads(capsys.readouterr().out)
             assert found["iou"] == (expected["iou"] if not classes else found["iou"])
             assert found["miou"] == pytest.approx(expected["miou"], abs=2.0 if classes else 1e-9)
@@ -111,6 +112,10 @@ def test_starting_over_deletes_no_other_experiment(finished_before, tiny_dataset
     typo = configure("frozen-names", "smoke", weights=str(tmp_path / "typo.safetensors"))
     with pytest.raises(InputError, match="typo"):  # before anything is deleted
         run(typo, tiny_dataset, out, mirror=drive, fresh=True)
+    assert {path: path.read_bytes() for path in before} == before
+    wide = configure("frozen-names", "smoke", crop=512)
+    with pytest.raises(InputError, match="crop 512x512 does not fit"):
+        run(wide, tiny_dataset, out, mirror=drive, fresh=True)
     assert {path: path.read_bytes() for path in before} == before
     again = configure("frozen-names", "smoke", epochs=2)
     run(again, tiny_dataset, out, mirror=drive, fresh=True)

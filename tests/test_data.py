@@ -287,7 +287,11 @@ def test_read_image_converts_or_refuses(tmp_path):
     path, colours = tmp_path / "x.png", np.arange(144, dtype=np.uint8).reshape(6, 8, 3)
     clear = Image.fromarray(np.dstack([colours, colours[..., 0] * 0]))
     clear.save(path)
-    assert np.array_equal(read_image(path), colours)  # also of transparent pixels
+    with pytest.raises(InputError, match=r"x\.png: some pixels are transparent"):
+        read_image(path)
+    clear.putalpha(255)
+    clear.save(path)
+    assert np.array_equal(read_image(path), colours)
     for orientation in (2, 6):  # mirrored, turned by 90 degrees
         exif = Image.Exif()
         exif[0x0112] = orientation

@@ -25,6 +25,7 @@ from camvid_lang.errors import InputError
 from camvid_lang.segmenter import Segmentation, read_rgb
 
 ALL = (np.arange(187) % 12).reshape(11, 17).astype(np.uint8)
+OTHERS = "was segmented into other classes, but another tool removed their names or bits; segment"
 NAMES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 
 
@@ -91,8 +92,11 @@ def test_other_pngs_are_refused_with_a_line_that_fixes_them(path, kind, depth):
     ids = ALL % min(12, 2**depth)
     samples = ids[..., None].repeat({2: 3, 4: 2, 6: 4}.get(kind, 1), 2)
     message = refused(path, png(samples, depth, kind))
+    if (kind, depth) == (0, 16):
+        assert message.startswith(OTHERS)
+        return
     assert message.startswith(f"a PNG of {depth}-bit {NAMES[kind]}; save the ids as an 8-bit grey ")
-    assert message.endswith(CONVERT) or (kind, depth) == (0, 16)
+    assert message.endswith(CONVERT)
     fix = re.search(r"if its values are ids, (Image\.fromarray\(.*\)\.save\(path\));", message)
     assert (fix is None) == (kind != 3 and depth != 8)  # which Pillow scales or cuts
     if fix:
@@ -126,7 +130,7 @@ def test_files_that_name_their_classes_are_mapped_by_name_or_refused(path):
         chunks = {where: name(CLASSES[i].title() for i in order)}
         path.write_bytes(png(ALL % 11, 16, **chunks))
         assert np.array_equal(read_label(path, LabelIds(1, 0)), order[ALL % 11])
-        assert refused(path, png(ALL % 11, **chunks)).startswith("a PNG of 8-bit grey for other ")
+        assert refused(path, png(ALL % 11, **chunks)).startswith(OTHERS)
         path.write_bytes(png(ALL % 11, **{where: name(CLASSES)}))
         assert np.array_equal(read_label(path, LabelIds(1, 0)), ALL % 11)
     message = refused(path, png(ALL % 2, 16, before=name(["car", "Lorry"])))

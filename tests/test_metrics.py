@@ -152,7 +152,7 @@ def test_score_refuses_what_does_not_match(tmp_path):
     last.unlink()
     with pytest.raises(InputError, match=r"1 file\(s\) in only one of .*1\.png"):
         score(predictions, labels)
-    for wrong, message in ((full(1)[:2], "5x4 but its label is 5x2"), (full(12), "id 12 is not")):
+    for wrong, message in ((full(1)[:2], "5x4, its label 5x2"), (full(12), "id 12 is not")):
         Image.fromarray(wrong).save(last)
         with pytest.raises(InputError, match=message):
             score(predictions, labels)

@@ -65,9 +65,19 @@ def test_the_state_of_the_session_changes_no_result(state, finished, expected, t
         if state == "warnings":
             warnings.simplefilter("error", DeprecationWarning)
         found = everything(finished / "data", tmp_path / "out")
+        assert cl.score(*[finished / "data" / "testannot"] * 2)["miou"] == 100
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
     cl.run(cl.experiment("adapter-names", profile="smoke"), finished / "data", tmp_path / "next")
+
+
+def test_random_numbers_of_the_session_go_on(finished):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    cl.load(finished / "swiftnet", device="cpu")
+    cl.run(cl.experiment("swiftnet", profile="smoke"), finished / "data", finished / "swiftnet")
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("flags", [["-OO"], ["-W", "error"], ["-bb", "-X", "dev"]])
@@ -91,15 +101,16 @@ def test_images_of_another_range_are_refused(kind, finished):
     else:
         images = pixels / 127 - 1 if kind == "normalised" else pixels.to(kind)
     frames = camvid.Frames(images, torch.zeros(1, 64, 96, dtype=torch.uint8), ("one",))
-    for use in (
-        segmenter.model,
-        segmenter.model.segment,
-        lambda _: cl.evaluate(segmenter.model, frames),
-    ):
+    model = segmenter.model
+    for use in (model, model.segment, lambda _: cl.evaluate(model, frames)):
         with pytest.raises(
-            InputError, match=r"give uint8 in 0\.\.255, or floats in 0\.\.1, not yet"
+            InputError, match=r"give uint8 in 0\.\.255, or floats in 0\.\.1 as they"
         ):
             use(images)
+    model.train()
+    with pytest.raises(InputError, match="images are"):
+        model(images)
+    model.eval()
     with torch.no_grad():
-        same = segmenter.model(pixels / 255), segmenter.model(pixels)
+        same = model(pixels.double() / 255), model(pixels)
     torch.testing.assert_close(*same)

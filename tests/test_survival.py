@@ -297,7 +297,7 @@ def test_a_drive_that_cannot_be_read_never_starts_a_run_over(
 
     monkeypatch.setattr(mirror, "copy", failing)
     before = sorted(remote.rglob("[!.]*"))
-    with pytest.raises(InputError, match=r"mirror .* cannot be read .*mount the drive again"):
+    with pytest.raises(InputError, match=r"mirror .* cannot be read.*mount the drive again"):
         run(experiment(), tiny_dataset, new, mirror=remote)  # tries three times
     assert sorted(remote.rglob("[!.]*")) == before
     mirrored(new, remote).restore(experiment().settings())

@@ -113,12 +113,14 @@ class DataReport:
 def read_image(path: str | Path) -> np.ndarray:
     """Read the image file of a frame as uint8 (H, W, 3), RGB in 0..255; else `InputError`.
 
-    Grey and palette images are converted; an alpha channel is dropped. `InputError` for more bits,
-    and for metadata that turn the image, which may have been applied to its label or not.
+    Grey and palette images are converted. `InputError` for more bits, for pixels that are not
+    opaque, and for metadata that turn the image, as its label may be turned or not.
     """
     with open_image(path) as image:
         if image.mode[0] in "IF":
             raise InputError(f"image mode {image.mode}, but 8 bits are needed; save it as RGB")
+        if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+            raise InputError("some pixels are transparent; save it as RGB, without transparency")
         return np.array(image.convert("RGB"))
 
 

@@ -57,7 +57,8 @@ def open_image(
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             what = "Pillow is set to accept damaged files"
             raise InputError(f"{what}; set PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False")
-        if image.mode[0] != "I" and ";16" in str(image.tile):
+        bits = max(getattr(image, "tag_v2", {}).get(258, (8,)))  # of a TIFF
+        if image.mode[0] not in "IF" and (bits > 8 or ";16" in str(image.tile)):
             raise InputError("16 bits per channel, but 8 are needed; save it with 8 bits")
         if not turned and (turn := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
             fix = "apply or remove it (PIL.ImageOps.exif_transpose applies it)"
@@ -85,9 +86,9 @@ def read_label(path: str | Path, ids: LabelIds = LabelIds()) -> np.ndarray:  # n
     with open_image(path) as image:
         values, named = np.array(image), image.info.get(CLASSES_KEY)
         names = tuple(str(named).lower().splitlines()) if named else CLASSES
-        if depth != (8 if names == CLASSES else 16):  # another tool removed the names, or bits
-            other = " for other classes" if named else ""
-            raise InputError(f"a PNG of {depth}-bit grey{other}; {SAVE}")
+        if depth != (8 if names == CLASSES else 16):
+            what = "was segmented into other classes, but another tool removed their names or bits"
+            raise InputError(f"{what}; segment again, and do not convert it")
     if wrong := [name for name in names if name not in CLASSES]:
         text = f"{path}: was segmented into {wrong[0]!r}, which is not a class of CamVid"
         raise InputError(f"{text}; segment again without other classes")

@@ -86,7 +86,7 @@ def _hub_errors(problem: str) -> Iterator[None]:
 
 
 class _Normalise(nn.Module):
-    """Images to the value range that a network was trained on."""
+    """Images, uint8 or floats in [0, 1], to the values that a network was trained on."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
@@ -96,7 +96,12 @@ class _Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        return (images - self.mean) / self.std
+        elif images.numel() and not torch.compiler.is_compiling():
+            low, high = map(float, images.aminmax())  # less than 0 by a rounding error
+            if not (images.is_floating_point() and -1e-3 <= low <= high <= 1.001):
+                found = f"images are {images.dtype} with values {low:g} to {high:g}"
+                raise InputError(f"{found}: give uint8 in 0..255, or floats in 0..1 as they are")
+        return (images.to(self.mean.dtype) - self.mean) / self.std
 
 
 class DenseCLIPEncoder(nn.Module):

@@ -30,15 +30,6 @@ def best_class(scores: Tensor) -> Tensor:
     return scores.max(dim=1).indices.to(torch.uint8)
 
 
-def check_images(images: Tensor) -> None:
-    """`InputError` for images that are neither uint8 nor floats in [0, 1]."""
-    low, high = map(float, images.aminmax()) if images.numel() else (0, 0)
-    if images.dtype != torch.uint8 and not (images.is_floating_point() and 0 <= low <= high <= 1):
-        kind = str(images.dtype).removeprefix("torch.")
-        found = f"images are {kind} with values {low:g} to {high:g}"
-        raise InputError(f"{found}: give uint8 in 0..255, or floats in 0..1, not yet normalised")
-
-
 class Match(NamedTuple):
     """How well K words fit each pixel, measured by `LanguageModel.match`; maps (N, K, H, W)."""
 
@@ -100,8 +91,6 @@ class SegmentationModel(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The encoder's four maps, without a graph when it is frozen."""
-        if not (self.training or torch.compiler.is_compiling()):  # whose images are our own
-            check_images(images)
         if self.input_scale != 1:
             images = images.float() / 255 if images.dtype == torch.uint8 else images
             images = upsample(images, [round(x * self.input_scale) for x in images.shape[-2:]])

@@ -30,7 +30,8 @@ from camvid_lang.results import FigureData
 STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 12}
 STYLE |= {"figure.titleweight": "bold", "axes.axisbelow": True, "grid.alpha": 0.3}
 STYLE |= {"text.parse_math": False}  # a "$" in a class or file name is not a formula
-_styled = matplotlib.rc_context(STYLE)
+_OTHERS = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
+_styled = matplotlib.rc_context({**_OTHERS, **STYLE})  # whatever the session has set
 
 # Okabe and Ito's colours for all kinds of colour vision (jfly.uni-koeln.de/color, 2008), ordered so
 # that neighbours differ in lightness too. Their black is left out: it stands for void.

@@ -34,13 +34,14 @@ def measured_on(results: Results) -> str:
     for result in runs:
         frames, size = result["data"]["test_frames"], result["data"]["size"]
         pixels = " × ".join(map(str, size[::-1]))  # width first
-        data[f"{frames} test frames of {_data_name(result)}, {pixels} pixels"] = True
+        split = result["settings"].get("test_split", "test")
+        data[f"{frames} {split} frames of {_data_name(result)}, {pixels} pixels"] = True
         encoder = result["encoder"]
         # Without the folder of a weights file, which says nothing to a reader.
         weights, text = (Path(str(encoder[key])).name for key in ("weights", "text"))
         encoders[f"{encoder['name']}, weights {weights}, text embeddings {text}"] = True
-    trained = max(result["data"]["train_frames"] for result in runs)
-    frames = f" ({trained} training frames)" if trained else ""
+    trained = sorted({result["data"]["train_frames"] for result in runs} - {0})
+    frames = f" ({' or '.join(map(str, trained))} training frames)" if trained else ""
     return f"Measured on {'; '.join(data)}{frames}. Encoder: {'; '.join(encoders)}."
 
 
@@ -136,6 +137,9 @@ def finding(results: Results) -> str:
         return f"mIoU {miou:.1f} %."
     if not (best := best_language(results)):
         return ""
+    language = {r["data"].get("digest") for n, r in results.items() if n[:8] != "swiftnet"}
+    if len(language) > 1:
+        return "The runs were measured on different frames, so none is called the best."
     result, other = results[best], results.get("swiftnet")
     miou = round(result["miou"], 1)  # as shown, so that a reader's subtraction agrees
     sentence = f"The best language model is {best}: mIoU {miou:.1f} %"

@@ -5,11 +5,11 @@ tries again after the next epoch and at the end. Copies are checked when they ar
 """
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -23,28 +23,10 @@ PATIENCE = 600  # seconds that the end of a run waits for a drive that does not 
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file atomically; the target's folder is made if missing, but not those above it.
-
-    `OSError`: the source cannot be read; `InputError`: the target cannot be written.
-    """
+    """Copy a file atomically; the target's folder is made if missing, but not those above it."""
     target.parent.mkdir(exist_ok=True)
-    try:
-        with open(source, "rb") as original, atomic_write(target) as file:
-            while chunk := _read(original):
-                file.write(chunk)
-    except _ReadError as error:
-        raise error.__cause__ from None
-
-
-class _ReadError(Exception):
-    """An OSError of the source, which the target does not take for one of its own."""
-
-
-def _read(file: BinaryIO) -> bytes:
-    try:
-        return file.read(1 << 20)
-    except OSError as error:
-        raise _ReadError from error
+    with open(source, "rb") as original, atomic_write(target) as file:
+        shutil.copyfileobj(original, file, 1 << 20)
 
 
 def held_settings(folder: RunFolder) -> Mapping | None:
@@ -89,7 +71,7 @@ class Mirror:
                 return self._restore(settings)
             except OSError as error:
                 failure = error
-        what = f"mirror {self.remote.path} cannot be read ({failure})"
+        what = f"mirror {self.remote.path} cannot be read, or its copies not written ({failure})"
         advice = "mount the drive again and rerun, or choose another mirror"
         raise InputError(f"{what}: {advice}") from failure
 
@@ -111,7 +93,10 @@ class Mirror:
     def _restore_file(self, source: Path, target: Path) -> bool:
         checks = {".pt": checkpoint.load_checkpoint, ".json": read_results}
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy(source, target)
+        try:
+            copy(source, target)
+        except InputError as error:
+            raise OSError(str(error)) from error  # for another attempt
         try:
             checks.get(source.suffix, Path.stat)(target)
         except InputError as error:
