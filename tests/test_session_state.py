@@ -104,7 +104,7 @@ def test_images_of_another_range_are_refused(kind, finished):
     model = segmenter.model
     for use in (model, model.segment, lambda _: cl.evaluate(model, frames)):
         with pytest.raises(
-            InputError, match=r"give uint8 in 0\.\.255, or floats in 0\.\.1 as they"
+            InputError, match=r"give uint8 in 0\.\.255, or floats in 0\.\.1 as t"
         ):
             use(images)
     model.train()
