@@ -103,9 +103,7 @@ def test_images_of_another_range_are_refused(kind, finished):
     frames = camvid.Frames(images, torch.zeros(1, 64, 96, dtype=torch.uint8), ("one",))
     model = segmenter.model
     for use in (model, model.segment, lambda _: cl.evaluate(model, frames)):
-        with pytest.raises(
-            InputError, match=r"give uint8 in 0\.\.255, or floats in 0\.\.1 as t"
-        ):
+        with pytest.raises(InputError, match=r"give uint8 in 0\.\.255, or floats in 0\.\.1 as t"):
             use(images)
     model.train()
     with pytest.raises(InputError, match="images are"):
