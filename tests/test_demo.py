@@ -37,10 +37,7 @@ def test_rows_are_run_once_whatever_stops_them_and_shown_on_one_page(tmp_path, m
     first.results.write_text("{")
     assert main(call) == 1
     error = capfd.readouterr().err.splitlines()[-1]
-    assert re.match(
-        rf"error: {first.path.name}: \S+ is damaged .*: restore a copy, or run again in another folder$",
-        error,
-    )
+    assert re.match(rf"error: {first.path.name}: \S+ is damaged .*: restore a copy", error)
     assert not any(folder.is_finished for folder in folders[2:])  # the other process has ended
     # The workers inherit standard error: its end is theirs.
     command = [sys.executable, "-c", SMALL.format(out=str(tmp_path))]
