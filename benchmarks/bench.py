@@ -44,8 +44,8 @@ HEAD_CHANNELS = 640  # of the features, at a quarter of the output's size
 STYLES = ("thesis", "ours")
 SWEEP = ("frozen-names", "full-narrow-descriptions", "full-descriptions")
 SWEEP_BATCHES = (2, 4, 6, 10, 16, 32)
-T4_FLOPS = 8e12  # per second, assumed: an eighth of a T4's peak in half precision, 65e12
 SWEEP_SIZES = ((224, 224), (360, 480), (720, 960))
+T4_FLOPS = 8e12  # per second, assumed: an eighth of a T4's peak in half precision, 65e12
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def torch_defaults() -> Iterator[None]:
     """PyTorch's defaults in the block, whatever the session has set; also a decorator.
 
     Gradients are recorded, new tensors are float32 on the CPU, autocast is off, numpy's underflows
-    are no errors, and the session's random numbers go on as if the block had drawn none.
+    do not raise, and the session's random generator is restored.
     """
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:

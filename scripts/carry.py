@@ -2,8 +2,8 @@
 
     python scripts/carry.py RUN ... [--to camvid_lang/assets/demo]
 
-Of each run the results and one frame of its figures are copied; of `full-narrow-*` also the
-weights, in float16.
+Of each run the results and one frame of its figures are copied; of `full-narrow-*` and
+`full-names` also the weights, in float16.
 """
 
 import argparse
@@ -23,8 +23,7 @@ CARRIED = Path(__file__).resolve().parent.parent / "camvid_lang" / "assets" / "d
 def carry(run: RunFolder, target: RunFolder, images: int = 1) -> None:
     """Copy a run to `target`, with so many frames; what was there is deleted.
 
-    Only models that are trained whole are carried with weights: averaged, in float16, and without
-    the path of the weights that training started from.
+    Weights are averaged, and the path of those that training started from is left out.
     """
     results, figures = files.read_results(run.results), files.read_figures(run.figures)
     vocabulary, saved = files.read_vocabulary(run.vocabulary), None
@@ -34,13 +33,12 @@ def carry(run: RunFolder, target: RunFolder, images: int = 1) -> None:
         raise InputError(f"{run.path}: figures or weights are missing: run the experiment again")
     target.clear()
     target.path.mkdir(parents=True, exist_ok=True)
-    results["settings"]["weights"] = ""
     if saved:
         state = saved[1]
         weights = {**state["model"], **state["average"].get("weights", {})}
         weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
         state |= {"model": weights, "average": {}, "optimizer": {}, "scaler": {}}
-        state["settings"]["weights"] = ""
+        state["settings"]["weights"] = results["settings"]["weights"] = ""
         Checkpoints(target.checkpoints).save(state)
     some = ("images", "labels", "predictions", "names")
     some = {key: getattr(figures, key)[:images] for key in some}

@@ -1,10 +1,10 @@
-"""Trains the small model of real streets that the package carries, `cl.load("camvid")`.
+"""Trains a small model of real streets, for the package to carry (it does not yet).
 
     python scripts/street_model.py --data data/camvid --out runs/street [--seed N] [--carry]
 
 The image encoder of `load("demo")`, trained on drawn scenes, is trained further on CamVid, with a
-new upsampler (`SETTINGS`; benchmarks/README.md compares others). `--carry` copies the run into the
-package: weights in float16, averaged, no frame of CamVid. A killed run resumes.
+new upsampler. `--carry` copies the run into the package: weights in float16, averaged, no frame of
+CamVid. A killed run resumes.
 """
 
 import argparse
@@ -36,11 +36,12 @@ def start_weights(path: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the model of load('camvid').")
+    parser = argparse.ArgumentParser(description="Train a small model of real streets.")
     parser.add_argument("--data", required=True, help="folder of CamVid")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0, help="of order and crops (default: 0)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="replace one of SETTINGS")  # fmt: skip
     parser.add_argument("--carry", action="store_true", help="copy the run into the package")
     options = parser.parse_args(arguments)
     settings = {**SETTINGS, **dict(text.split("=", 1) for text in options.set)}

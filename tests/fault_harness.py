@@ -82,7 +82,7 @@ class Faults:
 
 
 class Writer:
-    """A file whose writes are counted: those whose number is a power of two, as all are alike."""
+    """A file whose writes are counted: those whose number is a power of two, as all are similar."""
 
     def __init__(self, file, faults, path):
         self.file, self.faults, self.path, self.writes = file, faults, path, 0

@@ -71,7 +71,7 @@ def test_the_state_of_the_session_changes_no_result(state, finished, expected, t
     cl.run(cl.experiment("adapter-names", profile="smoke"), finished / "data", tmp_path / "next")
 
 
-def test_random_numbers_of_the_session_go_on(finished):
+def test_the_random_generator_of_the_session_is_restored(finished):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -82,7 +82,7 @@ class Checkpoints:
                 for error in errors if strict else ():
                     print(f"note: {error}; falling back to epoch {epoch_of(path)}")
                 return found
-            if self.files() == files:  # otherwise a run that goes on has replaced them meanwhile
+            if self.files() == files:  # otherwise a run that trains has replaced them meanwhile
                 if not strict:
                     return None
                 raise InputError(f"no checkpoint is left: {'; '.join(map(str, errors))}")

@@ -41,7 +41,7 @@ class Mirror:
     """Copies a run's checkpoints and results from `local` to `remote`, and back to a new machine.
 
     It is `active` once anything was given to copy. `InputError`: `remote` cannot be written to, is
-    the folder of the run, or lies in a folder that is missing, as on a drive that is not mounted.
+    the folder of the run, or is in a folder that is missing, as on a drive that is not mounted.
     """
 
     def __init__(self, local: RunFolder, remote: RunFolder):
