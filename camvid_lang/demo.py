@@ -1,6 +1,6 @@
-"""The whole thesis on drawn scenes, and other words: one page. No download, no accelerator.
+"""The thesis on drawn scenes, and other words: one page. No download, no accelerator.
 
-The package carries these runs (`scripts/carry.py`) for notebooks on a machine where none was run.
+The package carries the runs of all rows (`scripts/carry.py`) for notebooks.
 """
 
 import os
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.download import unpack_scenes
 from camvid_lang.device import pick_device
 from camvid_lang.errors import InputError
+from camvid_lang.evaluation import chance_scores
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.report.html import report_runs
 from camvid_lang.report.thesis import THESIS_ROWS
@@ -31,56 +33,66 @@ from camvid_lang.segmenter import load
 from camvid_lang.training.checkpoint import Checkpoints
 
 CARRIED = Path(__file__).parent / "assets" / "demo"  # run folders
+ROWS = ("bilinear-names", "adapter-names", "frozen-names", "full-narrow-descriptions")
 ASKED = ("frozen-names", "full-narrow-descriptions")  # in other words, too
-EPOCHS = 18  # 20 minutes on two slow cores
+EPOCHS, ALL_EPOCHS = 11, 18  # for ROWS, and for all rows of the thesis
 # On top of the `cpu` profile: small crops for small scenes, and small batches for few epochs.
 SETTINGS = {"crop": 128, "batch_size": 4}
 SWIFTNET = {"lr": 2e-3, "encoder_lr": 1e-3, "temperature": 0.07, "boundary_weight": 8.0}
 
 
-def demo_settings(name: str, epochs: int = EPOCHS) -> dict:
+def demo_settings(name: str, epochs: int = ALL_EPOCHS) -> dict:
     """What replaces the `cpu` profile's settings of an experiment; `epochs` as in `run_demo`."""
     if name.startswith("bilinear"):
         return {}
     if name == "swiftnet":  # the slowest row by far; ResNet-18 starts from random weights here
         return SETTINGS | SWIFTNET | {"epochs": max(1, epochs // 6)}
     if name.startswith("adapter"):  # 14 instead of 5 gained half a point
-        return SETTINGS | {"epochs": max(1, (epochs + 2) // 3)}
+        return SETTINGS | {"epochs": min(6, epochs)}
     epochs = max(1, epochs * EXPERIMENTS[name].epochs // 240)
     return SETTINGS | {"epochs": epochs, "warmup_epochs": max(1, epochs // 8)}
 
 
-def demo_experiments(seed: int, epochs: int) -> list[Experiment]:
-    """The rows of the thesis, the longest first."""
-    rows = [configure(n, "cpu", **demo_settings(n, epochs), seed=seed) for n in THESIS_ROWS]
+def demo_experiments(names: Sequence[str], seed: int, epochs: int) -> list[Experiment]:
+    """The experiments as the demo runs them, the longest first."""
+    rows = [configure(n, "cpu", **demo_settings(n, epochs), seed=seed) for n in names]
     return sorted(rows, key=lambda row: (row.train_encoder, row.epochs), reverse=True)
 
 
 def run_demo(
-    out: str, seed: int = 0, device: str = "auto", fresh: bool = False, epochs: int | None = None
+    out: str,
+    seed: int = 0,
+    device: str = "auto",
+    fresh: bool = False,
+    epochs: int | None = None,
+    every_row: bool = False,
 ) -> None:
-    """Run every row of the thesis on drawn scenes, ask in other words, and write report.html.
+    """Run rows of the thesis on drawn scenes, ask in other words, and write report.html.
 
     On a CPU two rows run side by side in processes with one thread each: two threads are far from
     twice as fast as one in layers as small as these. What they print is in OUT/NAME.log.
 
     Args:
         out: folder of the run folders; finished runs are read, not run again, unless `fresh`.
-        epochs: of the rows with a frozen encoder (None: 18). Those that train it whole take 5/3 of
-            it, as in the thesis, the adapter a third and `swiftnet` a sixth.
+        epochs: of the rows with a frozen encoder (None: 11, or 18 of every row). Those that train
+            it whole take 5/3 of it, as in the thesis, the adapter at most 6, `swiftnet` a sixth.
+        every_row: of the thesis, instead of ROWS.
     """
-    folder, epochs = Path(out), EPOCHS if epochs is None else epochs
-    rows = demo_experiments(seed, epochs)
+    folder, names = Path(out), [*THESIS_ROWS] if every_row else ROWS
+    epochs = epochs or (ALL_EPOCHS if every_row else EPOCHS)
+    rows = demo_experiments(names, seed, epochs)
     unpack_scenes(folder / "scenes")
     for row in rows:
         (folder / f"{row.name}.log").unlink(missing_ok=True)  # so that no old error is repeated
         if fresh:
             with (run_folder := RunFolder(folder / row.name)).lock():
                 run_folder.clear()
-    _run_rows(folder, rows, [str(seed), str(epochs), device])
+    _run_rows(folder, rows, [str(seed), str(epochs), device, *names])
+    results = {name: read_results(RunFolder(folder / name).results) for name in names}
     print(f"{'':28}{'mIoU on scenes':>15}")
-    for name in THESIS_ROWS:
-        print(f"{name:28}{read_results(RunFolder(folder / name).results)['miou']:>13.1f} %")
+    chance = chance_scores(next(iter(results.values()))["confusion"])["miou"]
+    for name, miou in {"chance": chance, **{n: r["miou"] for n, r in results.items()}}.items():
+        print(f"{name:28}{miou:>13.1f} %")
     print("open", report_runs([folder]))
 
 
@@ -90,7 +102,7 @@ def _run_rows(out: Path, rows: list[Experiment], arguments: list[str]) -> None:
     # Standard input ends when this process does, however it ends; Ctrl-C does not reach a session.
     options = {"stdin": subprocess.PIPE, "start_new_session": True}
     options["env"] = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    count = 2 if pick_device(arguments[-1]).type == "cpu" else 1
+    count = 2 if pick_device(arguments[2]).type == "cpu" else 1
     checkpoints = [Checkpoints(RunFolder(out / row.name).checkpoints) for row in rows]
     with ExitStack() as stack:  # closes the pipes, then waits
         bar = stack.enter_context(tqdm(desc="demo", total=sum(row.epochs for row in rows)))
@@ -106,12 +118,12 @@ def _run_rows(out: Path, rows: list[Experiment], arguments: list[str]) -> None:
         raise InputError(f"a row was stopped: see {out}/*.log; run again to resume")
 
 
-def _work(out: Path, seed: int, epochs: int, device: str) -> None:
+def _work(out: Path, seed: int, epochs: int, device: str, *names: str) -> None:
     """Run the next row that no other process runs, until there is none."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if pick_device(device).type == "cpu":
         torch.set_num_threads(1)
-    for row in demo_experiments(seed, epochs):
+    for row in demo_experiments(names, seed, epochs):
         # Not the run's lock, which does not cover reading the data and the scores of other words.
         lock = filelock.FileLock(out / f".{row.name}.lock", timeout=0)
         with suppress(filelock.Timeout), lock:
@@ -149,4 +161,4 @@ def _run_row(row: Experiment, out: Path, device: str) -> None:
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    _work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -69,6 +69,13 @@ def scores(confusion: Tensor) -> dict:
     }
 
 
+def chance_scores(confusion: Sequence[Sequence[int]]) -> dict:
+    """`scores` of uniform guesses, on average, for the labels of a (12, 12) confusion matrix."""
+    share = torch.full((NUM_CLASSES + 1,), 1 / NUM_CLASSES).double()
+    share[VOID] = 0
+    return scores(torch.as_tensor(confusion).sum(dim=1, keepdim=True) * share)
+
+
 def _percent(share: Tensor) -> float | None:
     return None if share.isnan() else 100 * share.item()
 
@@ -120,27 +127,6 @@ def _predictions(
     for images, labels in batches:
         found = predict(model, images, text)
         yield found, labels.to(found.device)
-
-
-def best_and_worst(model: SegmentationModel, frames: Frames, count: int = 2) -> list[int]:
-    """Indices of the `count` frames with the highest accuracy, best first, and of the lowest.
-
-    Frames without labelled pixels are left out; the worst comes last.
-    """
-    batches = zip(frames.images.split(1), frames.labels.split(1), strict=True)
-    pairs = _predictions(model, batches)
-    shares = torch.stack([(ids == label).sum() / (label != VOID).sum() for ids, label in pairs])
-    ranked = [i for i in shares.argsort(descending=True).tolist() if not shares[i].isnan()]
-    return ranked[:count] + ranked[count:][-count:]
-
-
-def chance_scores(frames: Frames, seed: int = 0) -> dict:
-    """Like `evaluate`, for guessing each pixel's class uniformly at random."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = frames.labels.cpu()
-    guesses = (torch.randint(NUM_CLASSES, x.shape, generator=generator) for x in labels)
-    confusion = confusion_matrix(zip(guesses, labels, strict=True))
-    return {**scores(confusion), "confusion": confusion.tolist()}
 
 
 # Other words

@@ -4,6 +4,7 @@ import hashlib
 import html
 import io
 import itertools
+import shutil
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from camvid_lang.data.camvid import Frames, find_root, load_camvid
 from camvid_lang.data.download import download_camvid, unpack, unpack_scenes
 from camvid_lang.data.labels import open_image
 from camvid_lang.data.words import parse_classes
-from camvid_lang.demo import CARRIED, demo_settings
+from camvid_lang.demo import ALL_EPOCHS, CARRIED, EPOCHS, ROWS, demo_settings
 from camvid_lang.device import pick_device, to_device
 from camvid_lang.errors import InputError, Interrupted
 from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
@@ -38,7 +39,6 @@ from camvid_lang.segmenter import Segmentation, Segmenter, load, one_class_note,
 from camvid_lang.training.checkpoint import Checkpoints
 from camvid_lang.training.mirror import Mirror
 
-SCENE_EPOCHS = 4  # on drawn scenes with the profile `cpu`: some three minutes for a notebook
 SMOKE_SCENES = 8  # of each split, with the profile `smoke`
 MAX_SIDE = 512  # pixels of the heat maps
 # The notebook that runs an experiment, by the beginning of the experiment's name.
@@ -134,19 +134,35 @@ class Session:
     def configure(self, name: str) -> Experiment:
         """The experiment `name` with this session's profile and settings."""
         # Drawn scenes are smaller than CamVid's frames: the settings of the demo suit them better.
-        on_scenes = self.data.name == "scenes" and self.profile == "cpu"
-        suited = demo_settings(name, SCENE_EPOCHS) if on_scenes else {}
+        suited = demo_settings(name, EPOCHS if name in ROWS else ALL_EPOCHS)
         chosen = _settings_of(name, self.settings)
+        suited = suited if self._on_scenes else {}
         return configure(name, **{"profile": self.profile, **suited, **chosen})
 
+    @property
+    def _on_scenes(self) -> bool:
+        return self.data.name == "scenes" and self.profile == "cpu"
+
+    def _is_carried(self, name: str) -> bool:
+        carried = name not in ROWS and (CARRIED / name).is_dir()
+        return self._on_scenes and carried and not self.settings
+
     def run(self, name: str) -> dict:
-        """Train and score an experiment, resume it, or read it if it is finished: `runs.run`."""
+        """Train and score an experiment, resume it, or read it if it is finished: `runs.run`.
+
+        On drawn scenes with the profile `cpu`, only the demo's ROWS are trained; the others, which
+        would take longer, are copied from the package, unless FRESH or SETTINGS change them.
+        """
         experiment, fresh = self.configure(name), name in self.fresh
         folders = [root / self._folder(name) for root in (self.runs, self.drive) if root]
         if fresh:
             print(f"FRESH: {name} starts over in {' and '.join(map(str, folders))}")
-        shown = ("encoder", "train_encoder", "epochs", "batch_size", "crop", "lr")
-        print(f"{name}:", ", ".join(f"{key}={getattr(experiment, key)}" for key in shown))
+        elif self._is_carried(name) and not folders[0].exists():
+            print(f"{name} ({experiment.epochs} epochs) is read from the package, not trained here")
+            shutil.copytree(CARRIED / name, folders[0])
+        thesis = configure(name).settings().items()
+        other = [f"{k}={v}" for k, v in experiment.settings().items() if (k, v) not in thesis]
+        print(f"{name}, settings other than the thesis's:", ", ".join(other) or "none")
         draw = live_curves(name)
         options = {"mirror": folders[1] if self.drive else None, "fresh": fresh, "on_epoch": draw}
         options["command"] = f"notebook, profile {self.profile}"
@@ -186,10 +202,7 @@ class Session:
         return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
 
     def best(self) -> str:
-        """The finished run with language of the highest mIoU; without one, the first run.
-
-        Of the runs that the package carries only one has its weights, which is then the best.
-        """
+        """The finished run with language and weights of the highest mIoU; or else the first run."""
         results = self.finished()
         results = {name: results[name] for name in self._with_weights() or results}
         return tables.best_language(results) or next(iter(results))
@@ -212,19 +225,18 @@ class Session:
         return local.path
 
     def segmenter(self, name: str = "") -> Segmenter:
-        """The model of a finished run, by default the best with language.
+        """The model of a finished run, by default the best; if none is, the package's model.
 
-        On a GPU, the package's runs (see `start`) give way to the thesis's CLIP, untrained, if it
-        can be downloaded.
+        `bilinear-*` need no run.
         """
-        device = pick_device()
-        if not name and self.runs == CARRIED and device.type == "cuda":
-            experiment = configure("bilinear-names")
-            try:
-                model, text_encoder = build_model(experiment)
-                return Segmenter(to_device(model.eval(), device), experiment, lambda: text_encoder)
-            except InputError as error:
-                print(f"note: {error}")
+        if name.startswith("bilinear"):
+            experiment, device = self.configure(name), pick_device()
+            model, text_encoder = build_model(experiment)
+            return Segmenter(to_device(model.eval(), device), experiment, lambda: text_encoder)
+        if not (name or self._with_weights()):
+            name = "demo" if self.data.name == "scenes" else "camvid"
+            print(f"no run is finished in {self.runs}: load({name!r}), which the package carries")
+            return load(name)
         return load(self.folder(name or self.best()))
 
     def tables(self, *numbers: str) -> Markdown:
@@ -452,18 +464,3 @@ def _read_upload(value: Mapping | Sequence) -> tuple[str, np.ndarray]:
     name = Path(name).name
     with open_image(io.BytesIO(entry["content"]), name, turned=True) as image:
         return name, read_rgb(image)
-
-
-def other_words(segmenter: Segmenter, frames: Frames) -> Markdown:
-    """A table of mIoU with other words for the classes, see `evaluation.wordings`."""
-    found = segmenter.vocabulary_shift(frames)
-    return Markdown(tables.to_markdown(tables.word_table({segmenter.experiment.name: found})))
-
-
-def similar(segmenter: Segmenter, prompts: Sequence[str]) -> Markdown:
-    """A table of the run's three most similar classes to each prompt, by text embeddings."""
-    lines = ["| prompt | most similar classes of the run (cosine) |", "|---|---|"]
-    for prompt, cosines in zip(prompts, segmenter.similarity(prompts), strict=True):
-        nearest = sorted(zip(cosines, segmenter.classes, strict=True), reverse=True)[:3]
-        lines.append(f"| {prompt} | {', '.join(f'{name} ({c:.2f})' for c, name in nearest)} |")
-    return Markdown("\n".join(lines))

@@ -27,7 +27,7 @@ from camvid_lang.results import atomic_write
 from camvid_lang.runs import load_run
 
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
-DEMO = Path(__file__).parent / "assets" / "demo" / "full-narrow-descriptions"
+MODELS = {"camvid": "camvid", "demo": "demo/full-narrow-descriptions"}  # runs in the package
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
 OVERLAP = 1 / 4  # of a tile with the next
 
@@ -44,7 +44,8 @@ def load(
     """Load the model of a run.
 
     Args:
-        folder: the run's folder; or `demo`, a small model of the package for drawn scenes.
+        folder: the run's folder; or a small model that the package carries: `camvid`, of streets,
+            or `demo`, of drawn scenes (`assets/README.md`). Write `./demo` for a folder.
         device: `cpu`, `cuda`, or `auto` (CUDA where there is a GPU).
         text_bank, weights: where the run's files are now, if they have moved.
 
@@ -53,8 +54,8 @@ def load(
             than the run was made with.
     """
     target = pick_device(device)
-    if str(folder) == "demo" and not Path(folder).exists():
-        folder = DEMO
+    if folder in MODELS:
+        folder = Path(__file__).parent / "assets" / MODELS[folder]
     model, experiment, text_encoder = load_run(folder, text_bank, weights)
     return Segmenter(to_device(model, target), experiment, text_encoder)
 

@@ -7,7 +7,7 @@
 # class names look to CLIP, and how a segmentation is scored. It reproduces figures 4.1, 6.1 and 7.1
 # of the thesis that all six notebooks follow: Naomi Kombol, *Semantic segmentation by means of
 # language embeddings* (University of Zagreb, FER, 2023). Nothing is trained and no GPU is needed.
-# Expect two or three minutes on Colab, most of them for the download (an estimate, not yet timed).
+# Most of the time on Colab is the download.
 
 # %%
 # {{setup}}
@@ -24,9 +24,6 @@ DRIVE = False  # @param {type: "boolean"}
 # | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, 4 minutes of a T4 for a frozen model (see notebook 3). `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
 # | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: 660 drawn road scenes, which the package carries. Or a folder of your own in the same layout, or a zip or tar file of one. |
 # | `DRIVE` | Mounts Google Drive (Colab only; elsewhere write a folder instead) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
-# | `RUNS` | In the notebooks that train: which experiments. A run that was interrupted is resumed, a finished one is read. |
-# | `FRESH` | In the notebooks that train: runs to start over, as in `frozen-names`. What they left is deleted, also on Drive; empty the field before you leave. |
-# | `SETTINGS` | In the notebooks that train. Replaces settings of what is trained, as in `epochs=60, batch_size=4`. Such runs are kept in folders of their own. |
 
 # %%
 from camvid_lang.notebook import start
@@ -61,16 +58,15 @@ print(verify(session.data).summary())
 from camvid_lang.report.figures import frames_and_labels
 
 train = session.frames("trainval")
-chosen = [len(train) * i // 3 for i in range(3)]
+brightest = train.images.float().mean(dim=(1, 2, 3)).argsort(descending=True).tolist()
+chosen = brightest[: len(train) // 2 : max(1, len(train) // 6)]  # some of the brighter half
 frames_and_labels(train.images[chosen], train.labels[chosen], [train.names[i] for i in chosen])
 
 # %% [markdown]
 # ## Class frequencies
 #
-# Poles cover about one percent of CamVid's pixels: a model that never predicts "pole" loses almost
-# no accuracy. This is why the main score is a mean over classes and not over pixels. In the real
-# CamVid the splits differ as well: *val* is a single video, and its share of bicyclist pixels is
-# more than seven times that of *train*.
+# A class of few pixels, such as poles, costs almost no accuracy where a model never predicts it. This is why the main
+# score is a mean over classes and not over pixels.
 
 # %%
 from camvid_lang.report.figures import class_frequencies
@@ -79,6 +75,18 @@ counts = {}
 for split in ("train", "val", "test"):
     counts[split] = session.frames(split).labels.flatten().bincount(minlength=12).numpy()
 class_frequencies(counts)
+
+# %%
+from camvid_lang.data.classes import CLASSES
+
+share = {split: count[:11] / count[:11].sum() for split, count in counts.items()}  # without void
+rarest = CLASSES[share["train"].argmin()]
+ratio = share["val"] / share["train"]
+print(f"pole: {100 * share['train'][CLASSES.index('pole')]:.1f} % of the labelled training pixels")
+print(f"the rarest class of train is {rarest}: {100 * share['train'].min():.2f} %")
+print(
+    f"val and train differ most in {CLASSES[ratio.argmax()]}: val has {ratio.max():.1f} times the share"
+)
 
 # %% [markdown]
 # ## Words as vectors
@@ -142,12 +150,18 @@ similarity_matrices(matrices)
 # \mathrm{mIoU} = \frac{1}{11} \sum_{k=1}^{11} \mathrm{IoU}_k . $$
 #
 # The counts are summed over all frames before the division. Averaging the IoU of single frames would
-# give another number, and it would have gaps: 143 of the 233 test frames have no fence.
+# give another number, and it would have gaps, as a class can be missing in a frame.
 
 # %%
 from camvid_lang.report.figures import Drawing
 
 Drawing("iou")
+
+# %%
+test = session.frames("test")
+absent = [int((test.labels != k).flatten(1).all(dim=1).sum()) for k in range(11)]
+for k in sorted(range(11), key=lambda k: -absent[k])[:3]:
+    print(f"{CLASSES[k]} is missing in {absent[k]} of {len(test)} test frames")
 
 # %% [markdown]
 # ## Exercises

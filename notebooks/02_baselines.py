@@ -19,11 +19,20 @@ PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RUNS = "bilinear-names, bilinear-descriptions, adapter-names, adapter-descriptions"  # @param {type: "string"}
+
+# %%
+# @title Rarely needed
 FRESH = ""  # @param {type: "string"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
-# [Notebook 1](01_data.ipynb) explains the choices.
+# [Notebook 1](01_data.ipynb) explains `PROFILE`, `DATA` and `DRIVE`. `RUNS` are the experiments of this notebook: one
+# that was interrupted is resumed, one that is finished is read. `FRESH` names those to start over, as in
+# `adapter-names`; what they left is deleted, also on Drive, so empty the field before you leave. `SETTINGS` replaces
+# settings of what is trained, as in `epochs=60, batch_size=4`; such runs are kept in folders of their own.
+#
+# With `cpu` and drawn scenes only `adapter-names` is trained here, in a minute; the runs on descriptions come with the
+# package.
 
 # %%
 from camvid_lang.notebook import start
@@ -51,7 +60,60 @@ from camvid_lang.report.figures import architecture
 architecture("bilinear")
 
 # %% [markdown]
-# ## Without training: names, then descriptions
+# ## One frame, step by step
+#
+# CLIP has two encoders. Both are loaded here, the image encoder as `DenseCLIPEncoder`, which leaves out the averaging
+# and returns the maps of all four stages; the last has been through CLIP's head at each position.
+
+# %%
+import torch
+from torch.nn import functional as F
+
+from camvid_lang.data.words import class_prompts
+from camvid_lang.models.encoder import DenseCLIPEncoder, load_clip
+from camvid_lang.models.text import CLIPTextEncoder, embed
+
+experiment = session.configure("bilinear-names")
+clip = load_clip(experiment.encoder, experiment.weights)
+text = embed(class_prompts("names"), CLIPTextEncoder(clip, experiment.encoder)).vectors.detach()
+test = session.frames("test")
+image, label = test.images[:1], test.labels[:1]  # one frame; pixels are integers in 0..255
+with torch.no_grad():
+    maps = DenseCLIPEncoder(clip)(image)
+
+print("image  ", tuple(image.shape), "frames, channels, height, width")
+for stride, features in zip((4, 8, 16, 32), maps, strict=True):
+    print(f"map /{stride:<3}", tuple(features.shape))
+print(
+    "text   ",
+    tuple(text.shape),
+    "classes, channels; rows of length",
+    text.norm(dim=1).mean().item(),
+)
+
+# %% [markdown]
+# Upsample the coarsest map to the size of the image, divide each pixel's vector by its length, and multiply it by the text
+# embeddings: this is the cosine similarity of every pixel with every class. The predicted class is the largest.
+
+# %%
+vectors = F.interpolate(maps[-1], size=image.shape[-2:], mode="bilinear")
+cosines = torch.einsum("nchw,kc->nkhw", F.normalize(vectors, dim=1), text)
+ids = cosines.argmax(dim=1)
+print("vectors", tuple(vectors.shape), "cosines", tuple(cosines.shape), "ids", tuple(ids.shape))
+
+row, column = image.shape[-2] // 2, image.shape[-1] // 2
+at_centre = zip(class_prompts("names"), cosines[0, :, row, column].tolist(), strict=True)
+print(f"pixel ({row}, {column}):", ", ".join(f"{name} {value:.3f}" for name, value in at_centre))
+
+# %%
+from camvid_lang.report.figures import predictions
+
+predictions(image, label, ids.to(torch.uint8), [test.names[0]], "CLIP's own map, not trained")
+
+# %% [markdown]
+# ## All test frames: names, then descriptions
+#
+# `session.run` does the same for all frames of the test split and scores the result.
 
 # %%
 for name in [name for name in session.names if name.startswith("bilinear")]:
@@ -63,13 +125,14 @@ session.tables("7.1")
 
 # %% [markdown]
 # One vector for 32x32 pixels cannot follow a pole or a kerb. Moreover, CLIP was trained on the
-# average only, so no single position ever had to match the text. For comparison, the score of a
-# random class for each pixel of the same frames:
+# average only, so no single position ever had to match the text. For comparison, the score of
+# guessing: a random class for each pixel of the same frames.
 
 # %%
-from camvid_lang.evaluation import chance_scores
+from camvid_lang.evaluation import confusion_matrix, scores
 
-print(f"chance: mIoU {chance_scores(session.frames('test'))['miou']:.2f} %")
+guesses = torch.randint(11, test.labels.shape)
+print(f"chance: mIoU {scores(confusion_matrix([(guesses, test.labels)]))['miou']:.2f} %")
 
 # %% [markdown]
 # ## Two trained layers
@@ -91,6 +154,29 @@ print(f"chance: mIoU {chance_scores(session.frames('test'))['miou']:.2f} %")
 architecture("adapter")
 
 # %% [markdown]
+# In PyTorch the adapter is four lines, and the loss is one. Its layers start from random weights, so the loss is larger than
+# that of CLIP's own map, until they are trained. Without any knowledge every class has the probability 1/11, and the loss is
+# $\log 11 \approx 2.40$.
+
+# %%
+from torch import nn
+
+width = text.shape[1]
+adapter = nn.Sequential(
+    nn.Conv2d(width, width, 1), nn.ReLU(),
+    nn.Conv2d(width, width, 1), nn.ReLU(),
+)  # fmt: skip
+temperature = session.configure("adapter-names").temperature
+for title, features in {
+    "CLIP's own map": maps[-1],
+    "adapter, untrained": adapter(maps[-1]),
+}.items():
+    vectors = F.interpolate(features, size=image.shape[-2:], mode="bilinear")
+    cosines = torch.einsum("nchw,kc->nkhw", F.normalize(vectors, dim=1), text)
+    loss = F.cross_entropy(cosines / temperature, label.long(), ignore_index=11)  # 11 is void
+    print(f"{title:20} loss {loss.item():.2f} at temperature {temperature}")
+
+# %% [markdown]
 # `session.run` resumes an interrupted run and reads a finished one. Try it: interrupt the next cell
 # (the stop button) and run it again. It continues after the last epoch that was saved. After a
 # restart of the kernel, or tomorrow, *Run all* does the same.
@@ -109,7 +195,6 @@ session.tables("7.2")
 # In the last column grey is correct, vermilion is wrong, and black is void.
 
 # %%
-from camvid_lang.report.figures import predictions
 from camvid_lang.results import read_figures
 
 shown = read_figures(session.folder(session.names[-1]) / "figures.npz")

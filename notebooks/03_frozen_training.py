@@ -21,12 +21,16 @@ PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RUNS = "frozen-names, frozen-descriptions"  # @param {type: "string"}
+
+# %%
+# @title Rarely needed
 FRESH = ""  # @param {type: "string"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
-# [Notebook 1](01_data.ipynb) explains the choices. If a batch does not fit into the GPU's memory,
-# choose a smaller one in `SETTINGS`, as in `batch_size=4`.
+# [Notebook 1](01_data.ipynb) explains `PROFILE`, `DATA` and `DRIVE`, [notebook 2](02_baselines.ipynb) the others.
+# If a batch does not fit into the GPU's memory, choose a smaller one in `SETTINGS`, as in `batch_size=4`. With `cpu` and
+# drawn scenes `frozen-names` is trained here, in three minutes; `frozen-descriptions` comes with the package.
 
 # %%
 from camvid_lang.notebook import start
@@ -55,6 +59,37 @@ from camvid_lang.report.figures import architecture
 architecture()
 
 # %% [markdown]
+# In PyTorch, for one batch of random crops: the encoder's maps, then the upsampler from the coarsest map to the finest.
+# This is `Upsampler.forward`, written out.
+
+# %%
+import torch
+from torch.nn import functional as F
+
+from camvid_lang.device import pick_device
+from camvid_lang.runs import build_model
+from camvid_lang.training.loop import epoch_batches
+
+device, experiment = pick_device(), session.configure("frozen-names")
+model = build_model(experiment)[0].to(device).train()
+train = session.frames("trainval").to(device)
+images, labels = next(epoch_batches(train, experiment, epoch=0))
+maps, upsampler = model.encode(images), model.upsampler
+
+print("crops         ", tuple(images.shape))
+print("encoder       ", *(tuple(x.shape) for x in maps))
+x = upsampler.spp(maps[-1])
+print("pyramid       ", tuple(x.shape))
+for skip, project, blend in zip(maps[-2::-1], upsampler.skips, upsampler.blends, strict=True):
+    x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear")
+    x = blend(x + project(skip))
+    print("upsample, skip", tuple(x.shape))
+
+trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+frozen = sum(p.numel() for p in model.encoder.parameters())
+print(f"{trained:,} trained parameters; the encoder has {frozen:,}, all frozen")
+
+# %% [markdown]
 # ## The cosine similarity without the large map
 #
 # The thesis upsamples the 640-channel map by 4, normalises every pixel and multiplies by the text
@@ -75,14 +110,10 @@ architecture()
 # timed on this machine:
 
 # %%
-import torch
-from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
-from camvid_lang.device import pick_device
 from camvid_lang.models.cosine import cosine_logits, cosine_logits_reference
 
-device = pick_device()
 features = torch.randn(1, 640, 56, 56, device=device, requires_grad=True)
 text = F.normalize(torch.randn(11, 640, device=device), dim=1)
 heads = {"upsampled map": cosine_logits_reference, "small map": cosine_logits}
@@ -97,9 +128,36 @@ direct, exact = (head(features, text, (224, 224)).detach() for head in heads.val
 print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 
 # %% [markdown]
+# ## One step of training
+#
+# `model(images)` is all of the above: encoder, upsampler and cosines with the 11 text embeddings. The loss is that of
+# notebook 2, the cross-entropy of the cosines divided by the temperature, without void. `backward` computes its gradient by
+# each trained parameter, and Adam changes them. Here are twenty steps on a single batch, which the model learns by heart.
+#
+# The thesis divides by 0.01. With few steps a larger temperature, higher learning rates, and more weight for pixels near
+# another class train faster; the profile `cpu` has these, and the line below says which.
+
+# %%
+print(
+    f"temperature {experiment.temperature}, boundary weight {experiment.boundary_weight}, lr {experiment.lr}"
+)
+optimizer = torch.optim.Adam(model.decoder_parameters(), lr=experiment.lr)
+for step in range(21):
+    cosines = model(images)  # (N, 11, H, W), between -1 and 1
+    loss = F.cross_entropy(cosines / model.temperature, labels.long(), ignore_index=11)
+    right = (cosines.argmax(dim=1) == labels)[labels != 11].float().mean()
+    if step % 5 == 0:
+        print(
+            f"after {step:2} steps: loss {loss.item():.3f}, {100 * right.item():.1f} % of the pixels right"
+        )
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+# %% [markdown]
 # ## Training
 #
-# Adam on random crops (224x224 in the thesis), half of them flipped horizontally; no other
+# `session.run` does the same for all batches of all epochs, with checkpoints, and scores the model. Adam on random crops (224x224 in the thesis), half of them flipped horizontally; no other
 # augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the
 # thesis) towards 1/400 of it. In epoch $e = 0, \dots, E - 1$ of $E$ it is
 #

@@ -19,11 +19,15 @@ PROFILE = "auto"  # @param ["auto", "thesis", "quick", "cpu", "smoke"]
 DATA = "camvid"  # @param ["camvid", "scenes"] {allow-input: true}
 DRIVE = False  # @param {type: "boolean"}
 RUNS = "full-descriptions, full-narrow-descriptions, swiftnet"  # @param {type: "string"}
+
+# %%
+# @title Rarely needed
 FRESH = ""  # @param {type: "string"}
 SETTINGS = ""  # @param {type: "string"}
 
 # %% [markdown]
-# [Notebook 1](01_data.ipynb) explains the choices.
+# [Notebook 1](01_data.ipynb) explains `PROFILE`, `DATA` and `DRIVE`, [notebook 2](02_baselines.ipynb) the others.
+# With `cpu` and drawn scenes `full-narrow-descriptions` is trained here, in six minutes; the others come with the package.
 
 # %%
 from camvid_lang.notebook import start
@@ -63,6 +67,25 @@ session.tables("7.5")
 from camvid_lang.report.figures import architecture
 
 architecture("swiftnet")
+
+# %% [markdown]
+# The two kinds of last layer, for one pixel with a vector of 128 numbers. SwiftNet's has a weight vector for each class,
+# which is trained and means nothing outside this network. With language, the text embeddings take its place: the vector is
+# projected to their space, and everything has length one.
+
+# %%
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+pixel, text = torch.randn(128), F.normalize(torch.randn(11, 640), dim=1)  # text: fixed, from CLIP
+classify, project = nn.Linear(128, 11), nn.Linear(128, 640)  # trained
+logits = classify(pixel)  # SwiftNet: any numbers, one for each of 11 fixed classes
+cosines = text @ F.normalize(
+    project(pixel), dim=0
+)  # with language: in [-1, 1], for any number of texts
+print("logits ", [round(value, 2) for value in logits.tolist()])
+print("cosines", [round(value, 2) for value in cosines.tolist()])
 
 # %%
 for name in [name for name in session.names if name.startswith("swiftnet")]:

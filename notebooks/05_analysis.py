@@ -6,8 +6,8 @@
 # This notebook reads the finished runs of notebooks 2 to 4, on this machine or on Drive, and trains
 # nothing. You will see which model is best, the tables of the thesis next to your scores, where a
 # model with language and SwiftNet differ, and the same frame under all models. It takes a minute or
-# two (an estimate, not yet timed). Where no run is finished yet, it shows those of the demo on drawn
-# scenes, which the package carries.
+# two. Where no run is finished yet, it shows those of the demo on drawn scenes, which the package
+# carries.
 
 # %%
 # {{setup}}
@@ -85,6 +85,29 @@ kept = {name: read_figures(session.folder(name) / "figures.npz") for name in res
 comparison(kept, FRAME)
 
 # %% [markdown]
+# ## IoU by hand
+#
+# For one frame and one class, from the pixels of its label and of the prediction. The package counts all pairs of label and
+# prediction in one matrix; row $k$ has the pixels of class $k$, column $k$ those predicted as $k$, the diagonal the
+# correct ones.
+
+# %%
+import torch
+
+from camvid_lang.data.classes import CLASSES
+from camvid_lang.evaluation import confusion_matrix, scores
+
+label, found = (torch.tensor(x[FRAME]) for x in (kept[best].labels, kept[best].predictions))
+k = CLASSES.index("car")
+correct = ((label == k) & (found == k)).sum()
+missed = ((label == k) & (found != k)).sum()
+wrong = ((label != k) & (label != 11) & (found == k)).sum()  # 11 is void
+print(
+    f"car: {correct} correct, {missed} missed, {wrong} wrong: IoU {100 * correct / (correct + missed + wrong):.2f} %"
+)
+print(f"the package: {scores(confusion_matrix([(found, label)]))['iou']['car']:.2f} %")
+
+# %% [markdown]
 # ## What is confused with what?
 #
 # Each row shows how the best model with language classifies the pixels of one class, in percent of
@@ -114,20 +137,19 @@ curves(trained) if trained else None
 # This cell loads the weights of the best model with language, and the test frames.
 
 # %%
-from camvid_lang.device import pick_device
-from camvid_lang.evaluation import best_and_worst, predict
 from camvid_lang.report.figures import predictions
-from camvid_lang.runs import load_run
 
-device = pick_device()
-model = load_run(session.folder(best))[0].to(device)
-test = session.frames("test").to(device)
-chosen = best_and_worst(model, test)
-images, labels = test.images[chosen], test.labels[chosen]
-guesses = predict(model, images)
-names = [test.names[i] for i in chosen]
+test, segmenter = session.frames("test"), session.segmenter(best)
+ids = torch.stack(
+    [torch.from_numpy(segmenter.segment(x.permute(1, 2, 0).numpy()).ids) for x in test.images]
+)
+labelled = test.labels != 11
+share = ((ids == test.labels) & labelled).flatten(1).sum(1) / labelled.flatten(1).sum(1)
+ranked = [i for i in share.argsort(descending=True).tolist() if not share[i].isnan()]
+chosen = ranked[:2] + ranked[2:][-2:]
+names = [f"{test.names[i]}: {100 * share[i]:.1f} %" for i in chosen]
 title = f"{best}: the best frames, then the hardest"
-predictions(images.cpu(), labels.cpu(), guesses.cpu(), names, title=title)
+predictions(test.images[chosen], test.labels[chosen], ids[chosen], names, title=title)
 
 # %% [markdown]
 # ## Compare with the thesis

@@ -3,13 +3,12 @@
 #
 # {{badge}}
 #
-# A network with fixed outputs cannot do this: query a finished run for "vehicle", "lorry" or "shop
-# window", words it was not trained on. You will see which classes new words are similar to, the
-# segmentation of an image by such words, and a panel to try your own images and words. It takes a
-# minute, and an image a second or two even without a GPU. Where no run is finished yet (notebooks 2 to
-# 4), a small model trained on drawn scenes answers, which the package carries, or on a GPU the
-# thesis's CLIP, untrained. The thesis gives open vocabulary as the reason for the whole approach but
-# does not measure it; the last section does.
+# A network with fixed outputs cannot do this: query a model for "vehicle", "lorry" or "shop window", words it was not
+# trained on. You will see how a pixel and a new word are compared, the segmentation of an image by such words, and a panel
+# to try your own images and words. An image takes less than a second even without a GPU. Where no run is finished
+# yet (notebooks 2 to 4), a small model answers that comes with the package: trained on CamVid, or, with drawn scenes as
+# `DATA`, on these. The thesis gives open vocabulary as the reason for the whole approach but does not measure it; the last
+# section does.
 
 # %%
 # {{setup}}
@@ -23,13 +22,14 @@ RUN = ""  # @param ["", "frozen-names", "frozen-descriptions", "full-description
 
 # %% [markdown]
 # `RUN` is the finished run to query, by default the best. The CLIP of a `frozen-*` run has kept all that it knew; that of a
-# `full-*` run was trained on CamVid and may have forgotten other things. Compare them.
-# [Notebook 1](01_data.ipynb) explains the other choices.
+# `full-*` run was trained on CamVid and may have forgotten other things. Compare them. `bilinear-names` is not trained, so it
+# needs no run: with the profile `thesis` it downloads the thesis's CLIP and asks it as it is, with all its words but a coarse
+# map. [Notebook 1](01_data.ipynb) explains the other choices.
 
 # %%
 from camvid_lang.notebook import start
 
-session = start(PROFILE, DATA, DRIVE, demo=True)
+session = start(PROFILE, DATA, DRIVE)
 segmenter = session.segmenter(RUN)
 print(f"{segmenter.experiment.name}, trained on: {', '.join(segmenter.classes)}")
 
@@ -41,24 +41,48 @@ print(f"{segmenter.experiment.name}, trained on: {', '.join(segmenter.classes)}"
 # then it is similar to these pixels too. So first compare the texts.
 #
 # The values depend on the text encoder. That of the profile `thesis` was trained on hundreds of
-# millions of captions. The tiny CLIP of `cpu` and `smoke` was trained on captions of drawn scenes, in
-# which a car is sometimes called a vehicle or a lorry, so these words are not new to it: it
+# millions of captions. The tiny CLIP of `cpu` and `smoke`, and of the models in the package, was trained on captions of drawn
+# scenes, in which a car is sometimes called a vehicle or a lorry, so these words are not new to it: it
 # demonstrates the method, not the knowledge of CLIP.
 
 # %%
-from camvid_lang.notebook import similar
-
-similar(segmenter, ["vehicle", "lorry", "shop window", "street lamp", "grass"])
+words = ["vehicle", "lorry", "shop window", "street lamp", "grass"]
+similarity = segmenter.similarity(words)  # (5, 11) cosines of text embeddings
+for word, cosines in zip(words, similarity, strict=True):
+    nearest = sorted(zip(cosines, segmenter.classes, strict=True), reverse=True)[:3]
+    print(f"{word:12}", ", ".join(f"{name} {cosine:.2f}" for cosine, name in nearest))
 
 # %% [markdown]
-# ## One image, new words
+# ## A pixel and a word
 #
-# Training fixes the cosines of a pixel with the classes of the run only; with any other word they are
-# as good as arbitrary. So words are compared through these classes (*anchored*): pixel and word are
-# both described by how similar they are to the trained classes, and these descriptions are compared.
-# `compare="cosine"` is the thesis's way, the largest cosine. For things that training never showed, a
-# run on a frozen CLIP has `compare="clip"`: words that are not of training are compared with CLIP's
-# own coarse map, and training divides among its classes what CLIP leaves to them.
+# Training fixes the cosines of a pixel with the trained classes only; its vector is arbitrary along all other directions,
+# and so is its cosine with any other word. So pixel and word are both described by the trained classes: how probable is each
+# class for the pixel, and how probable for the word? Both are a softmax of cosines. Their agreement is the probability that
+# both are of the same class, the sum of the products. Here for a pixel of a car, if the first frame has one.
+
+# %%
+import numpy as np
+import torch
+
+test = session.frames("test", 4)
+images = dict(zip(test.names, test.images.permute(0, 2, 3, 1).numpy(), strict=True))
+image, car = images[test.names[0]], test.labels[0].numpy() == 8
+row, column = np.argwhere(car)[car.sum() // 2] if car.any() else (-9, 9)
+cosines = torch.from_numpy(segmenter.cosines(image))[:, row, column]  # (11,)
+of_pixel = (cosines / segmenter.temperature).softmax(dim=0)
+of_words = (torch.from_numpy(similarity[:3]) / 0.01).softmax(dim=1)  # 0.01: CLIP's temperature
+
+print(f"{'':12}{'the pixel':>12}", "".join(f"{word:>13}" for word in words[:3]))
+for name, *shares in zip(segmenter.classes, of_pixel, *of_words, strict=True):
+    print(f"{name:12}", "".join(f"{100 * share:11.1f} %" for share in shares))
+print(f"{'agreement':25}", "".join(f"{100 * x:11.1f} %" for x in of_words @ of_pixel))
+
+# %% [markdown]
+# This way of comparison is called *anchored* and is the default. `compare="cosine"` is the thesis's way, the largest cosine
+# of pixel and word. For things that training never showed, a run on a frozen CLIP has `compare="clip"`: words that are not
+# of training are compared with CLIP's own coarse map, and training divides among its classes what CLIP leaves to them.
+#
+# ## One image, new words
 #
 # The heat maps show the probability of each class among those given: bright where it matches better
 # than all others. `none_below=0.5` adds "none of these" for pixels that are more likely of another
@@ -69,14 +93,12 @@ from IPython.display import display
 
 from camvid_lang.notebook import ask
 
-test = session.frames("test", 4)
-images = dict(zip(test.names, test.images.permute(0, 2, 3, 1).numpy(), strict=True))
-for figure in ask(segmenter, images[test.names[0]], "road, vehicle, tree, house, sky, person"):
+for figure in ask(segmenter, image, "road, vehicle, tree, house, sky, person"):
     display(figure)
 
 # %%
 if segmenter.experiment.epochs:  # an untrained model has no trained classes
-    for figure in ask(segmenter, images[test.names[0]], "street, vegetation", none_below=0.5):
+    for figure in ask(segmenter, image, "street, vegetation", none_below=0.5):
         display(figure)
 
 # %% [markdown]
@@ -97,12 +119,16 @@ panel(segmenter, images)
 #
 # The same frames with the words of training, with the class names, with synonyms, with words of another
 # data set, with finer and coarser words, and with words for things that no frame shows: mIoU of each way
-# of comparison. On the whole test split: `python -m camvid_lang vocabulary RUN --data DIR`.
+# of comparison, on four frames. On the whole test split: `python -m camvid_lang vocabulary RUN --data DIR`.
 
 # %%
-from camvid_lang.notebook import other_words
-
-other_words(segmenter, test) if segmenter.experiment.epochs else None
+if segmenter.experiment.epochs:
+    found = segmenter.vocabulary_shift(test)["wordings"]
+    print(f"{'mIoU in %':16}{'trained':>9}{'anchored':>10}{'cosine':>8}")
+    for name, row in found.items():
+        print(
+            f"{name:16}{row['trained']:9.1f}{row['anchored']['miou']:10.1f}{row['cosine']['miou']:8.1f}"
+        )
 
 # %% [markdown]
 # ## Exercises

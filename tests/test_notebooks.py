@@ -46,7 +46,7 @@ def test_a_notebook_that_differs_from_its_source_is_found(generator, tmp_path, m
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notebook_is_ready_for_colab(name, generator):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    setup, _ = [cell for cell in notebook.cells if cell.source.startswith("# @title")]
+    setup, *_ = [cell for cell in notebook.cells if cell.source.startswith("# @title")]
     text = "\n".join(cell.source for cell in notebook.cells)
     assert not re.search(r"^(def|class) \w+[(:]|\{\{", text, re.MULTILINE)
     assert not re.search(r"""["'(\s](/[a-z]+/|[A-Z]:\\)""", text)  # no absolute path
@@ -70,11 +70,12 @@ def kernel():
 def execute(name, folder, before="", environment=(), kernel=None, **choices):
     """Run a notebook in `folder` with these choices in its form; returns all that it printed."""
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    form = next(cell for cell in notebook.cells if cell.source.startswith("# @title Choices"))
-    for key, value in {"PROFILE": "smoke", "DATA": "scenes", **choices}.items():
-        form.source = re.sub(rf"(?m)^{key} = .*$", lambda _: f"{key} = {value!r}", form.source)  # noqa: B023
-    form.source += before
-    setup = next(cell for cell in notebook.cells if cell.source.startswith("# @title Setup"))
+    setup, *forms = [cell for cell in notebook.cells if cell.source.startswith("# @title")]
+    choices = {"PROFILE": "smoke", "DATA": "scenes", **choices}
+    for form in forms:
+        for key, value in choices.items():
+            form.source = re.sub(rf"(?m)^{key} = .*$", lambda _: f"{key} = {value!r}", form.source)  # noqa: B023
+    forms[0].source += before
     origin = f'REPOSITORY = "{(folder.parent / "origin").as_uri()}"'
     setup.source = re.sub(r'REPOSITORY = ".*?"', origin, setup.source)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {folder}"))
@@ -98,9 +99,11 @@ def test_all_six_run_in_order(tmp_path, kernel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["05_analysis", "06_open_vocabulary"])
-def test_on_a_machine_without_runs_those_of_the_package_are_shown(name, tmp_path, kernel):
-    printed = execute(name, tmp_path, kernel=kernel, DATA="camvid", PROFILE="auto")
+@pytest.mark.parametrize(
+    ("name", "data"), [("05_analysis", "camvid"), ("06_open_vocabulary", "scenes")]
+)
+def test_on_a_machine_without_runs_those_of_the_package_are_shown(name, data, tmp_path, kernel):
+    printed = execute(name, tmp_path, kernel=kernel, DATA=data, PROFILE="auto")
     assert "no run is finished in" in printed
 
 
