@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 demo demo-all test: export MALLOC_MMAP_MAX_ = 0
 demo demo-all test: export MALLOC_TRIM_THRESHOLD_ = 2147483647
 
-.PHONY: demo demo-all test test-lowest lint notebooks tiny-clip clean
+.PHONY: demo demo-all test test-lowest lint notebooks outputs tiny-clip clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m camvid_lang demo --out runs/demo
@@ -35,9 +35,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/python notebooks/generate.py --check
 
-# Edit the .py files; the .ipynb files are generated from them.
+# Edit the .py files; the .ipynb files are generated from them. Outputs take a quarter of an hour.
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/generate.py
+
+outputs: $(INSTALLED)
+	$(BIN)/python notebooks/generate.py --outputs
 
 # Trains the tiny CLIP that the package carries again (an hour); only needed when scenes change.
 tiny-clip: $(INSTALLED)

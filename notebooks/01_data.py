@@ -170,8 +170,19 @@ for k in sorted(range(11), key=lambda k: -absent[k])[:3]:
 #    `chosen = (train.labels == 11).flatten(1).sum(1).argsort(descending=True)[:3].tolist()`.
 # 2. What accuracy has a model that predicts "road" everywhere? And what mIoU? Compute both from the
 #    class frequencies, before you run anything.
-# 3. Replace a description by one of your own in `class_prompts({"sky": "...", ...})`. Which classes
-#    come closer to it?
+# 3. Replace the description of the sky by one of your own, `prompts = {**descriptions, "sky": ["..."]}`, and
+#    embed it by `embed(prompts, encoder)`. Which classes come closer to it?
+#
+# <details><summary>Solutions, on drawn scenes</summary>
+#
+# 1. Scenes 219, 87 and 254, with 6 % void; the mean is 1.4 %. Void lies where two classes meet.
+# 2. Accuracy is the share of road, 33.6 %. Its IoU is the same number, as every pixel that is not road is a false positive;
+#    the other ten are 0, so the mIoU is 33.6 / 11 = 3.1 %.
+# 3. "A grey mass of smoke and steam above the roofs of the houses": sign rises from 0.21 to 0.78 and pole from 0.03 to 0.46.
+#    "A blue lake in summer": tree rises from 0.13 to 0.99. The tiny CLIP knows only the captions of drawn scenes and maps
+#    other sentences anywhere.
+#
+# </details>
 #
 # Next: [2. Two baselines](02_baselines.ipynb), what CLIP can do with these words before anything is
 # trained.

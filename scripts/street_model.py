@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--carry", action="store_true", help="copy the run into the package")
     options = parser.parse_args(arguments)
     settings = {**SETTINGS, **dict(text.split("=", 1) for text in options.set)}
-    settings |= {"weights": str(start_weights(options.out / "start.safetensors"))}
+    settings |= {"weights": str(start_weights(options.out / "demo-encoder.safetensors"))}
     settings |= {"encoder": TINY, "seed": options.seed}
     experiment = cl.experiment("full-names", profile="cpu", **settings)
     command = f"python scripts/street_model.py --seed {options.seed}"

@@ -1,6 +1,8 @@
 """The notebooks: generated from their sources, and executed as a user would."""
 
+import base64
 import importlib
+import io
 import json
 import os
 import re
@@ -18,6 +20,9 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbclient.util import run_sync
+from PIL import Image
+
+import camvid_lang
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "notebooks"
@@ -38,9 +43,40 @@ def test_a_notebook_that_differs_from_its_source_is_found(generator, tmp_path, m
     monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
     assert generator.main() == 0
     with (tmp_path / "notebooks" / "02_baselines.py").open("a", encoding="utf-8") as source:
-        source.write("\n# %%\n1 + 1\n")
+        source.write("\n# %%\nprint(1 + 1)\n")
     assert generator.main() == 1
-    assert capsys.readouterr().out.startswith("02_baselines.ipynb: not generated")
+    assert "02_baselines.ipynb: not generated from the current source" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["generate.py"])
+    generator.main()
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert generator.main() == 1
+    assert "02_baselines.ipynb: its outputs are of other code" in capsys.readouterr().out
+    notebook = nbformat.read(tmp_path / "notebooks" / "02_baselines.ipynb", as_version=4)
+    assert sum(bool(cell.get("outputs")) for cell in notebook.cells) > 5  # of other cells: kept
+
+
+def test_outputs_are_stored_without_what_changes_at_each_run(generator, tmp_path):
+    cells = ["# @title Choices\nDATA = 'camvid'", "import os, sys\nprint(DATA, os.getcwd() + '/x')"]
+    cells += ["print('bar', file=sys.stderr)\nprint('in 3.2 ms')\nprint('a', flush=True)\nprint(1)"]
+    cells += ["from PIL import Image\nImage.new('RGB', (3000, 10)).save('x.png')"]
+    cells += ["import ipywidgets\nipywidgets.VBox([ipywidgets.Image.from_file('x.png')])"]
+    new = nbformat.v4.new_code_cell
+    notebook = nbformat.v4.new_notebook(cells=[new(x, id=str(i)) for i, x in enumerate(cells)])
+    done = generator.execute(notebook, tmp_path.resolve())
+    texts = ["".join(x.get("text", "") for x in cell.outputs) for cell in done.cells]
+    assert texts == ["", "scenes x\n", "a\n1\n", "", ""]
+    (shown,) = done.cells[-1].outputs
+    with Image.open(io.BytesIO(base64.b64decode(shown.data["image/png"]))) as image:
+        assert image.width == generator.WIDTH
+    assert "widgets" not in done.metadata
+    assert done.cells[0].source == cells[0]
+    assert generator.code_digest(done) == done.metadata["outputs_of"]
+
+
+def test_stored_outputs_are_small():
+    sizes = [(FOLDER / f"{name}.ipynb").stat().st_size for name in NAMES]
+    assert max(sizes) < 1.5e6
+    assert sum(sizes) < 4e6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,8 +90,10 @@ def test_the_notebook_is_ready_for_colab(name, generator):
         assert (FOLDER / target).is_file()
     address = generator.project()[0]
     short = address.removeprefix("https://github.com/")
-    assert f"research.google.com/github/{short}/blob/main/notebooks/{name}.ipynb" in text
+    tag = f"v{camvid_lang.__version__}"
+    assert f"research.google.com/github/{short}/blob/{tag}/notebooks/{name}.ipynb" in text
     assert f'REPOSITORY = "{address}"  # @param' in setup.source
+    assert f'REF = "{tag}"  # @param' in setup.source
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +168,8 @@ def test_in_colab_training_resumes_from_drive_on_a_new_machine(tmp_path):
     origin = tmp_path / "origin"
     shutil.copytree(REPO / "camvid_lang", origin / "camvid_lang")
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(origin)]
-    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "all"]):
+    tag = ["tag", f"v{camvid_lang.__version__}"]
+    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "all"], tag):
         subprocess.run([*git, *arguments], check=True)
     machine, run, saved = tmp_path / "content", "frozen-names epochs=8", []
     copies = machine / "drive" / "MyDrive" / "camvid-lang" / "scenes-smoke" / run

@@ -6,14 +6,16 @@ from dataclasses import replace
 import carry
 import leave_one_out
 import pytest
+import street_model
 import torch
 
 from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.classes import CLASSES, VOID
+from camvid_lang.demo import CARRIED
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import predict
 from camvid_lang.experiments import configure
-from camvid_lang.results import RunFolder, read_results
+from camvid_lang.results import RunFolder, read_figures, read_results
 from camvid_lang.runs import load_run, run
 
 NAME = "full-narrow-descriptions"
@@ -35,6 +37,27 @@ def test_a_carried_run_is_small_and_segments_as_before(tiny_dataset, tmp_path):
     carried.figures.write_bytes(b"damaged")
     with pytest.raises(InputError, match="run the experiment again"):
         carry.main([str(carried.path), "--to", str(tmp_path / "again")])
+
+
+def test_the_street_model_starts_from_the_demo_and_is_carried_without_frames(
+    tiny_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(street_model, "ASSETS", tmp_path / "assets")
+    smoke = {"epochs": 0, "crop": 64, "batch_size": 4, "limit": 4}
+    call = ["--data", str(tiny_dataset), "--out", str(tmp_path / "run"), "--carry"]
+    call += [part for key, value in smoke.items() for part in ("--set", f"{key}={value}")]
+    street_model.main(call)
+    folder = RunFolder(tmp_path / "assets" / "camvid")
+    model, experiment, text_encoder = load_run(folder.path)
+    start = load_run(CARRIED / NAME)[0].encoder.state_dict()
+    found = model.encoder.state_dict()
+    assert all((found[key] - start[key]).abs().max() < 1e-2 for key in start)  # in float16
+    assert (experiment.weights, read_figures(folder.figures).images.shape[0]) == ("", 0)
+    assert read_results(folder.results)["encoder"]["weights"] == "demo-encoder.safetensors"
+    assert text_encoder().encode(["car"]).shape == (1, 64)
+    call[-8:] = ["--set", "epochs=1", "--set", "epoch=1"]
+    with pytest.raises(InputError, match="did you mean 'epochs'"):
+        street_model.main(call)
 
 
 def test_held_out_classes_are_not_trained_on(tiny_dataset):
