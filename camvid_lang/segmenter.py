@@ -27,6 +27,7 @@ from camvid_lang.results import atomic_write
 from camvid_lang.runs import load_run
 
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
+ASSETS = Path(__file__).parent / "assets"
 MODELS = {"camvid": "camvid", "demo": "demo/full-narrow-descriptions"}  # runs in the package
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
 OVERLAP = 1 / 4  # of a tile with the next
@@ -55,7 +56,7 @@ def load(
     """
     target = pick_device(device)
     if folder in MODELS:
-        folder = Path(__file__).parent / "assets" / MODELS[folder]
+        folder = ASSETS / MODELS[folder]
     model, experiment, text_encoder = load_run(folder, text_bank, weights)
     return Segmenter(to_device(model, target), experiment, text_encoder)
 
