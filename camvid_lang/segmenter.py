@@ -55,10 +55,9 @@ def load(
             than the run was made with.
     """
     target = pick_device(device)
-    is_carried = check_folder(folder, "run") in MODELS
-    folder = ASSETS / MODELS[folder] if is_carried else Path(folder)
-    model, experiment, text_encoder = load_run(folder, text_bank, weights)
-    return Segmenter(to_device(model, target), experiment, text_encoder, folder)
+    path = ASSETS / MODELS[folder] if check_folder(folder, "run") in MODELS else Path(folder)
+    model, experiment, text_encoder = load_run(path, text_bank, weights)
+    return Segmenter(to_device(model, target), experiment, text_encoder, path)
 
 
 @dataclass(frozen=True)
@@ -279,10 +278,8 @@ class Segmenter:
     def need_language(self) -> None:
         """Raise InputError for SwiftNet."""
         if self._text_encoder is None:
-            raise InputError(
-                f"{self.experiment.name} has fixed classes, its 11: choose a run with language for "
-                "other words, such as frozen-names"
-            )
+            what = f"{self.experiment.name} has fixed classes, its 11"
+            raise InputError(f"{what}: choose a run with language, such as frozen-names")
 
     def _query(self, classes: Classes | None, **options: object) -> _Query:
         """The arguments of `segment`, checked, with the vectors of the classes."""
@@ -290,15 +287,11 @@ class Segmenter:
         query = _Query(list(prompts or self.classes), **options)
         anchors = len(getattr(self.model, "anchors", ()))
         if query.none_below and not (prompts and anchors):
-            raise InputError(
-                f"none_below={query.none_below}: it needs classes in words, and a run that was "
-                "trained with language; leave it out"
-            )
+            what = f"none_below={query.none_below}: it needs classes in words, and a run"
+            raise InputError(f"{what} that was trained with language; leave it out")
         if query.compare == "clip" and prompts and anchors and not self.model.has_clip_map:
-            raise InputError(
-                f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its "
-                "text, frozen; choose a run of frozen-* or adapter-*, or another compare"
-            )
+            what = f"compare='clip': {self.experiment.name} has no frozen CLIP of its text"
+            raise InputError(f"{what}; choose a run of frozen-* or adapter-*, or another compare")
         is_other = prompts and tuple(map(tuple, prompts.values())) != self._prompts
         if query.none_below or is_other:
             query.text = self.vocabulary(prompts).vectors
