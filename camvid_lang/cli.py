@@ -419,7 +419,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
         with warnings.catch_warnings():
-            # Not into a bar.
             warnings.showwarning = lambda text, *_: tqdm.write(f"warning: {text}", sys.stderr)
             args.action(args)
         sys.stdout.flush()

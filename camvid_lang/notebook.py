@@ -354,7 +354,7 @@ class Figures(tuple[Canvas, ...]):
 
 
 def ask(segmenter: Segmenter, image: ImageLike, text: str, **options: object) -> Figures:
-    """The segmentation of any image, and a heat map of each class's probability.
+    """The segmentation of any image that `segment` takes, and a heat map of each class.
 
     `text` are the classes, see `parse_classes`; `options` are of `Segmenter.segment`. Prints notes.
     """
@@ -380,7 +380,7 @@ def _answer(
     else:  # whose probability would be 1
         maps = segmenter.cosines(pixels, classes)
     maps = heat_maps(pixels, maps, found.classes, probabilities=several)
-    notes = [str(warning.message) for warning in warned]
+    notes = [str(x.message) for x in warned if x.category is UserWarning]
     shown = zip(drawn_names(list(classes)), classes, strict=True)
     notes += [f"{numbered}: {name}" for numbered, name in shown if numbered != name]
     return found, Figures((drawn, maps)), notes
