@@ -67,15 +67,12 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
     "demo",
     argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
     argument("--seed", type=int, default=0, help="random seed of training (default: 0)"),
-    argument(
-        "--epochs",
-        type=int,
-        help="of frozen encoders (default: 11, with --all 18); full ones get 5/3",
-    ),
+    argument("--epochs", type=int,
+             help="of frozen encoders (default: 11, with --all 18); full ones get 5/3"),
     argument("--all", action="store_true", help="all nine experiments: 20 minutes"),
     DEVICE,
     FRESH,
-)
+)  # fmt: skip
 def demo(args: argparse.Namespace) -> None:
     """Run four experiments of the thesis on drawn scenes.
 
