@@ -1,17 +1,22 @@
 """Semantic segmentation with language embeddings on CamVid.
 
+    load             the model of a run, or one of the package ("camvid", "demo"): a Segmenter
+    Segmenter        segments any image into any classes
+    experiment       an experiment of the thesis with a profile and settings
+    run              train and score an experiment, or resume it
+    evaluate         scores of a model on frames
+    score            scores of a folder of predictions
+    download_camvid  download CamVid and check every pixel
+    load_camvid      the frames of a split, in memory
+    InputError       raised for wrong input; the message says how to fix it
+
 Example:
     >>> import camvid_lang as cl
     >>> segmenter = cl.load("runs/frozen-names")
     >>> result = segmenter.segment("street.png", ["car", "tree", "shop window"])
     >>> result.ids.shape, result.classes, result.overlay().size
     ((96, 128), ['car', 'tree', 'shop window'], (128, 96))
-    >>> segmenter.cosines("street.png", {"vehicle": ["car", "lorry"]}).shape
-    (1, 96, 128)
-    >>> segmenter.similarity(["vehicle"]).shape
-    (1, 11)
-    >>> experiment = cl.experiment("frozen-names", profile="smoke")
-    >>> results = cl.run(experiment, data="data/camvid", out="runs/x")
+    >>> results = cl.run(cl.experiment("frozen-names", "smoke"), data="data/camvid", out="runs/x")
     frozen-names: profile smoke on ...
     >>> test = cl.load_camvid("data/camvid", split="test")
     >>> cl.evaluate(segmenter.model, test)["miou"] == results["miou"]
@@ -36,6 +41,11 @@ __all__ = ["InputError", "Segmenter", "__version__", "download_camvid", "evaluat
 _MODULES = {"load": "segmenter", "Segmenter": "segmenter", "download_camvid": "data.download",
             "load_camvid": "data.camvid", "experiment": "experiments", "evaluate": "evaluation",
             "score": "evaluation", "InputError": "errors", "run": "runs"}  # fmt: skip
+MODELS = {"camvid": "camvid", "demo": "demo/full-narrow-descriptions"}  # runs in `assets`, by name
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> object:

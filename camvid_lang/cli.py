@@ -1,7 +1,7 @@
 """The command line: `python -m camvid_lang COMMAND`, also installed as `camvid-lang`.
 
 A command is a function whose docstring is its help text. What it needs is imported when it runs,
-so that `--help` answers at once.
+after its arguments are checked, as torch takes seconds.
 """
 
 import argparse
@@ -17,12 +17,17 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from camvid_lang import __version__
-from camvid_lang.errors import InputError
+from camvid_lang.data.words import Wording, parse_classes
+from camvid_lang.errors import InputError, check_folder
+from camvid_lang.experiments import EXPERIMENTS, SETTINGS, configure
+from camvid_lang.report.thesis import THESIS_ROWS
 
 Action = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, tuple[Action, tuple]] = {}  # name: (function, arguments)
@@ -43,19 +48,6 @@ def command(name: str, *arguments: tuple[tuple, dict]) -> Callable[[Action], Act
     return add
 
 
-class HelpWithSettings(argparse.Action):
-    """`--help` that ends with every setting."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from camvid_lang.experiments import SETTINGS
-
-        parser.print_help()
-        print("\nsettings and their defaults (`list --json` shows those of each experiment):")
-        for key, setting in SETTINGS.items():
-            print(f"  {f'{key}={setting.default}':44} {setting.metadata.get('help', '')}".rstrip())
-        parser.exit()
-
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DEVICE = argument("--device", default="auto", help="cpu, cuda or auto (default)")
 FRESH = argument("--fresh", action="store_true", help="start over; the default is to resume")
@@ -66,7 +58,8 @@ MOVED = (
     argument("--weights", help="where the encoder's weights are now, if they have moved"),
 )
 PROFILE = argument("--profile", default="thesis", help="thesis (default), quick, cpu or smoke")
-DATA = argument("--data", required=True, help="folder in CamVid's layout")
+run_folder, data_folder = (partial(check_folder, what=what) for what in ("run", "data set"))
+DATA = argument("--data", type=data_folder, required=True, help="folder in CamVid's layout")
 FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 
 
@@ -74,15 +67,12 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
     "demo",
     argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
     argument("--seed", type=int, default=0, help="random seed of training (default: 0)"),
-    argument(
-        "--epochs",
-        type=int,
-        help="of frozen encoders (default: 11, with --all 18); full ones get 5/3",
-    ),
+    argument("--epochs", type=int,
+             help="of frozen encoders (default: 11, with --all 18); full ones get 5/3"),
     argument("--all", action="store_true", help="all nine experiments: 20 minutes"),
     DEVICE,
     FRESH,
-)
+)  # fmt: skip
 def demo(args: argparse.Namespace) -> None:
     """Run four experiments of the thesis on drawn scenes.
 
@@ -96,9 +86,6 @@ def demo(args: argparse.Namespace) -> None:
 @command("list", PROFILE, JSON)
 def list_experiments(args: argparse.Namespace) -> None:
     """List the experiments and the thesis's mIoU."""
-    from camvid_lang.experiments import EXPERIMENTS, configure
-    from camvid_lang.report.thesis import THESIS_ROWS
-
     experiments = [configure(name, args.profile) for name in EXPERIMENTS]
     if args.json:
         print(json.dumps([entry.settings() for entry in experiments], indent=1))
@@ -113,7 +100,6 @@ def list_experiments(args: argparse.Namespace) -> None:
 
 @command(
     "run",
-    argument("-h", "--help", action=HelpWithSettings, nargs=0, help="print this and the settings"),
     argument("name", metavar="NAME", help="an experiment of `camvid-lang list`"),
     DATA,
     argument("--out", required=True, help="folder of this run"),
@@ -134,13 +120,6 @@ def run(args: argparse.Namespace) -> None:
     (30 epochs of it), cpu (no GPU; up to an hour of a core on CamVid), smoke (seconds, for tests).
     On several GPUs, which share each batch: torchrun --nproc_per_node=2 -m camvid_lang run ...
     """
-    from camvid_lang.distributed import is_main, processes
-    from camvid_lang.experiments import configure
-    from camvid_lang.report.html import report_runs
-    from camvid_lang.report.tables import is_camvid
-    from camvid_lang.report.thesis import THESIS_ROWS
-    from camvid_lang.runs import run as run_experiment
-
     settings = {"profile": args.profile}
     for setting in args.set:
         key, equals, value = setting.partition("=")
@@ -148,6 +127,11 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(f"--set {setting}: write it as key=value, as in --set epochs=10")
         settings[key.strip()] = value.strip()
     experiment = configure(args.name, **settings)
+    from camvid_lang.distributed import is_main, processes
+    from camvid_lang.report.html import report_runs
+    from camvid_lang.report.tables import is_camvid
+    from camvid_lang.runs import run as run_experiment
+
     options = {key: getattr(args, key) for key in ("data", "out", "fresh", "mirror", "command")}
     with processes(args.device) as device:
         results = run_experiment(experiment, **options, device=device)
@@ -162,10 +146,11 @@ def run(args: argparse.Namespace) -> None:
 
 @command(
     "report",
-    argument("runs", nargs="+", metavar="DIR", help="folder of a run, or of several (a demo's)"),
+    argument("runs", type=check_folder, nargs="+", metavar="DIR",
+             help="folder of a run, or of several (a demo's)"),
     argument("--out", help="the page (default: report.html in the first DIR)"),
     argument("--json", metavar="FILE", help="also write the results of all runs to FILE"),
-)
+)  # fmt: skip
 def report(args: argparse.Namespace) -> None:
     """Compare finished runs in one HTML page; nothing is run again."""
     from camvid_lang.report.html import report_runs
@@ -175,8 +160,8 @@ def report(args: argparse.Namespace) -> None:
 
 @command(
     "score",
-    argument("predictions", metavar="PREDICTIONS", help="folder of id PNGs"),
-    argument("labels", metavar="LABELS", help="folder of id PNGs of the same names"),
+    argument("predictions", type=check_folder, metavar="PREDICTIONS", help="folder of id PNGs"),
+    argument("labels", type=check_folder, metavar="LABELS", help="as many, of the same names"),
     JSON,
 )
 def score(args: argparse.Namespace) -> None:
@@ -197,7 +182,7 @@ def score(args: argparse.Namespace) -> None:
 
 @command(
     "vocabulary",
-    argument("run", metavar="RUN", help="folder of a finished run"),
+    argument("run", type=run_folder, metavar="RUN", help="folder of a finished run"),
     DATA,
     argument("--split", default="test", help="train, val, trainval or test (default)"),
     argument("--limit", type=int, help="frames, evenly spaced (default: all)"),
@@ -213,15 +198,14 @@ def vocabulary(args: argparse.Namespace) -> None:
     Prints mIoU with the trained words, and with others by `anchored` and by `cosine`; see `segment
     --help`. What was measured on the run's test frames is kept for `report`.
     """
-    from camvid_lang.data.camvid import load_camvid
-    from camvid_lang.data.words import Wording, parse_classes
-    from camvid_lang.results import RunFolder, read_results, read_vocabulary, write_json
-    from camvid_lang.segmenter import load
-
     paths = [Path(name) for name in args.wording]
     asked = {path.stem: Wording(f"from {path.name}", parse_classes(path)) for path in paths}
     if len(asked) < len(paths):
         raise InputError("--wording: two files share a name; rename one")
+    from camvid_lang.data.camvid import load_camvid
+    from camvid_lang.results import RunFolder, read_results, read_vocabulary, write_json
+    from camvid_lang.segmenter import load
+
     segmenter = load(args.run, args.device, args.text_bank, args.weights)
     frames = load_camvid(args.data, args.split, args.limit)
     found = segmenter.vocabulary_shift(frames, asked or None)
@@ -270,8 +254,8 @@ def download(args: argparse.Namespace) -> None:
     "segment",
     argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of images (such as "
              "DIR/test), or a pattern in quotes ('photos/*.jpg')"),
-    argument("--run", default="camvid", help="folder of a finished run; or a model of the package: "
-             "camvid (default), of streets, or demo, of drawn scenes"),
+    argument("--run", type=run_folder, default="camvid", help="folder of a finished run; or a "
+             "model of the package: camvid (default), of streets, or demo, of drawn scenes"),
     argument("--out", required=True, help="folder for the results"),
     argument("--max-side", type=int, default=1024, metavar="N", help="a larger image is reduced to "
              "N pixels for the model (default: 1024)"),
@@ -286,7 +270,7 @@ def download(args: argparse.Namespace) -> None:
     argument("--legend", action="store_true", help="put names and colours below the overlay"),
     argument("--probabilities", action="store_true", help="also write OUT/NAME_probabilities.npz: "
              "`classes`, and `probabilities` (K, H, W) float16"),
-    argument("--classes", help='such as "road, car|lorry", or a file, .txt or .json'),
+    argument("--classes", type=parse_classes, help='as "road, car|lorry", or a .txt or .json file'),
     *MOVED,
     DEVICE,
 )  # fmt: skip
@@ -299,14 +283,12 @@ def segment(args: argparse.Namespace) -> None:
     DIR/testannot` scores what was segmented from DIR/test without --classes. A file that cannot be
     read does not stop the others.
     """
-    import numpy as np
-
-    from camvid_lang.segmenter import load, read_rgb
-
     images, out = _find_images(args.images), Path(args.out)
     options = {key: getattr(args, key) for key in ("tile", "max_side", "compare", "none_below")}
     ends = [".png", "_overlay.png"] + ["_probabilities.npz"] * args.probabilities
     _check_targets(images, out, ends)
+    from camvid_lang.segmenter import load, read_rgb
+
     segmenter = load(args.run, args.device, args.text_bank, args.weights)
     result, failed, reduced = None, [], 0
     with tqdm(images, unit="image", disable=len(images) == 1, leave=False) as bar:
@@ -370,19 +352,14 @@ def _find_images(arguments: Sequence[str]) -> list[Path]:
 
 
 def _print_scores(found: dict) -> None:
-    titles = {"accuracy": "accuracy", "mean_accuracy": "mean accuracy", "miou": "mIoU"}
-    for key, title in titles.items():
-        print(f"{title:14}{_percent(found[key]):>9}")
+    for title in ("accuracy", "mean accuracy", "mIoU"):
+        print(f"{title:14}{_percent(found[title.lower().replace(' ', '_')]):>9}")
     for name, value in found["iou"].items():
         print(f"  IoU {name:12}{_percent(value):>7}")
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
-
-
-def _warn(text: object, *_: object) -> None:
-    tqdm.write(f"warning: {text}", sys.stderr)  # not into a bar
 
 
 def _with_flags(message: str) -> str:
@@ -393,6 +370,12 @@ def _with_flags(message: str) -> str:
     if message.startswith(("none_below=", "compare=", "tile=")):
         message = f"--{message.replace('_', '-', 1).replace('=', ' ', 1)}"
     return " ".join(message.splitlines())
+
+
+def _describe_settings() -> str:
+    title = "settings and their defaults (`list --json` shows those of each experiment):"
+    rows = [(f"{key}={x.default}", x.metadata["help"]) for key, x in SETTINGS.items()]
+    return "\n".join([title, *(f"  {default:44} {text}" for default, text in rows)])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -414,7 +397,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=text.partition("\n")[0].rstrip("."),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            add_help=not any("--help" in flags for flags, _ in arguments),
+            epilog=_describe_settings() if name == "run" else "",
         )
         parser.set_defaults(action=action)
         for flags, options in arguments:
@@ -433,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         args.command = shlex.join(["python", "-m", "camvid_lang", *arguments])
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
+            warnings.showwarning = lambda text, *_: tqdm.write(f"warning: {text}", sys.stderr)
             args.action(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (`head`, for example) has closed the pipe

@@ -1,4 +1,9 @@
-"""Exceptions that end a command with one line instead of a traceback."""
+"""Exceptions that end a command with one line instead of a traceback; a check that raises one."""
+
+import difflib
+from pathlib import Path
+
+from camvid_lang import MODELS
 
 START_OVER = "start over with fresh=True"
 
@@ -22,3 +27,16 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal: int, message: str):
         super().__init__(message)
         self.signal = signal
+
+
+def check_folder(path: str | Path, what: str = "folder") -> str | Path:
+    """The path if it is a folder or, as a "run", a model of the package; else raise InputError."""
+    names = {name: name for name in MODELS if what == "run"}
+    if path in names or Path(path).is_dir():
+        return path
+    names = {x.name: x for x in Path(path).parent.glob("*") if x.is_dir()} | names
+    advice = {"run": f"give the folder of a run, or {' or '.join(MODELS)}"}
+    advice["data set"] = f"download CamVid with `camvid-lang data download {path}`"
+    close = difflib.get_close_matches(Path(path).name, names, n=1)
+    fix = f"did you mean '{names[close[0]]}'?" if close else advice.get(what, "give another")
+    raise InputError(f"{path}: no such {what}; {fix}")

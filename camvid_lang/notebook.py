@@ -35,7 +35,7 @@ from camvid_lang.report.legend import drawn_names
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import RunFolder, read_results
 from camvid_lang.runs import build_model, run
-from camvid_lang.segmenter import Segmentation, Segmenter, load, one_class_note, read_rgb
+from camvid_lang.segmenter import ImageLike, Segmentation, Segmenter, load, read_rgb
 from camvid_lang.training.checkpoint import Checkpoints
 from camvid_lang.training.mirror import Mirror
 
@@ -346,10 +346,15 @@ def _unpack_once(archive: Path, data: Path) -> Path:
     return folder
 
 
-def ask(
-    segmenter: Segmenter, image: np.ndarray, text: str, **options: object
-) -> tuple[Canvas, Canvas]:
-    """The segmentation of an image (H, W, 3) uint8, and a heat map of each class's probability.
+class Figures(tuple[Canvas, ...]):
+    """Figures that a notebook shows one below the other."""
+
+    def _ipython_display_(self) -> None:
+        display(*self)
+
+
+def ask(segmenter: Segmenter, image: ImageLike, text: str, **options: object) -> Figures:
+    """The segmentation of any image that `segment` takes, and a heat map of each class.
 
     `text` are the classes, see `parse_classes`; `options` are of `Segmenter.segment`. Prints notes.
     """
@@ -359,15 +364,15 @@ def ask(
 
 
 def _answer(
-    segmenter: Segmenter, image: np.ndarray, text: str, **options: object
-) -> tuple[Segmentation, tuple[Canvas, Canvas], list[str]]:
+    segmenter: Segmenter, image: ImageLike, text: str, **options: object
+) -> tuple[Segmentation, Figures, list[str]]:
     """The segmentation; the figures of `ask`; and what to say about the classes."""
     classes = parse_classes(text)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of one class alone, which is a note here
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         found = segmenter.segment(image, classes, **options)
     drawn = overlay(found.image, found.ids, found.classes, found.colours)
-    small, several = Image.fromarray(image), len(found.classes) > 1
+    small, several = Image.fromarray(found.image), len(found.classes) > 1
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     pixels = np.array(small)
     if several:
@@ -375,16 +380,10 @@ def _answer(
     else:  # whose probability would be 1
         maps = segmenter.cosines(pixels, classes)
     maps = heat_maps(pixels, maps, found.classes, probabilities=several)
-    notes = [one_class_note(name) for name in classes if len(classes) == 1]
+    notes = [str(x.message) for x in warned if x.category is UserWarning]
     shown = zip(drawn_names(list(classes)), classes, strict=True)
     notes += [f"{numbered}: {name}" for numbered, name in shown if numbered != name]
-    # A word should be as similar to some class as most classes are to their nearest neighbour.
-    vectors = segmenter.model.vocabulary.vectors.cpu().numpy()
-    usual = np.quantile(np.sort(vectors @ vectors.T)[:, -2], 0.25)
-    for name, prompts in classes.items():
-        if (nearest := segmenter.similarity({name: prompts}).max()) < usual:
-            notes.append(f"{name}: not similar to any class of the run (cosine {nearest:.2f})")
-    return found, (drawn, maps), notes
+    return found, Figures((drawn, maps)), notes
 
 
 def panel(

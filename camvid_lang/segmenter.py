@@ -12,14 +12,16 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 
+from camvid_lang import MODELS
 from camvid_lang.data.camvid import Frames
 from camvid_lang.data.classes import CLASSES
 from camvid_lang.data.labels import CLASSES_KEY, open_image
 from camvid_lang.data.words import Classes, Wording, parse_classes
 from camvid_lang.device import autocast, pick_device, to_device, torch_defaults
-from camvid_lang.errors import InputError
+from camvid_lang.errors import InputError, check_folder
 from camvid_lang.evaluation import vocabulary_shift
 from camvid_lang.experiments import Experiment
+from camvid_lang.models.encoder import ASSETS
 from camvid_lang.models.segmentation import COMPARE, SegmentationModel, best_class
 from camvid_lang.models.text import TextEncoder, Vocabulary, embed
 from camvid_lang.report.legend import NONE_OF_THESE, class_colours, with_legend
@@ -27,8 +29,6 @@ from camvid_lang.results import atomic_write
 from camvid_lang.runs import load_run
 
 MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
-ASSETS = Path(__file__).parent / "assets"
-MODELS = {"camvid": "camvid", "demo": "demo/full-narrow-descriptions"}  # runs in the package
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
 OVERLAP = 1 / 4  # of a tile with the next
 
@@ -55,10 +55,9 @@ def load(
             than the run was made with.
     """
     target = pick_device(device)
-    if folder in MODELS:
-        folder = ASSETS / MODELS[folder]
-    model, experiment, text_encoder = load_run(folder, text_bank, weights)
-    return Segmenter(to_device(model, target), experiment, text_encoder)
+    path = ASSETS / MODELS[folder] if check_folder(folder, "run") in MODELS else Path(folder)
+    model, experiment, text_encoder = load_run(path, text_bank, weights)
+    return Segmenter(to_device(model, target), experiment, text_encoder, path)
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,10 @@ class Segmentation:
         colours = np.array(self.colours, np.uint8)[self.ids]
         blended = Image.blend(Image.fromarray(self.image), Image.fromarray(colours), alpha)
         return with_legend(blended, self.classes, self.colours) if legend else blended
+
+    def _repr_png_(self) -> bytes | None:  # what a notebook shows and keeps
+        factor = math.ceil(max(self.ids.shape) / MAX_SIDE)
+        return self.overlay(legend=True).reduce(factor)._repr_png_()
 
     def save(self, stem: str | Path, alpha: float = 0.6, legend: bool = False) -> Path:
         """Write STEM.png, ids and names for `score`, and STEM_overlay.png; return its path.
@@ -112,10 +115,7 @@ class _Query:
         tile, none_below = MIN_SIDE if self.tile is None else self.tile, self.none_below
         for is_wrong, message in (
             (self.max_side < MIN_SIDE, f"max_side={self.max_side}: choose at least {MIN_SIDE}"),
-            (
-                tile not in range(MIN_SIDE, 1 << 31, MIN_SIDE),
-                f"tile={tile}: choose a multiple of 32",
-            ),
+            (tile not in range(32, 1 << 31, 32), f"tile={tile}: choose a multiple of 32"),
             (self.compare not in COMPARE, f"compare={self.compare!r}: choose {', '.join(COMPARE)}"),
             (none_below and self.compare == "clip", "none_below excludes compare='clip'"),
             (not 0 <= none_below <= 1, f"none_below={none_below}: choose a value in 0..1"),
@@ -137,6 +137,7 @@ class Segmenter:
         experiment: the settings of the run.
         classes: names of the model's classes.
         temperature: divides the cosines in the softmax of the loss.
+        folder: the run's, None for a model that was not loaded from one.
     """
 
     def __init__(
@@ -144,9 +145,10 @@ class Segmenter:
         model: SegmentationModel,
         experiment: Experiment,
         text_encoder: Callable[[], TextEncoder] | None,
+        folder: Path | None = None,
     ):
         """`text_encoder` is called for words that are not the model's; None for SwiftNet."""
-        self.model, self.experiment = model, experiment
+        self.model, self.experiment, self.folder = model, experiment, folder
         self.temperature: float = model.temperature
         self.classes = list(model.names)
         self._text_encoder = text_encoder
@@ -154,6 +156,10 @@ class Segmenter:
         self._prompts = named if text_encoder is None else model.vocabulary.prompts
         self._embedded: dict[tuple, Tensor] = {}  # by prompts: many images, the same classes
         self._device = next(model.parameters()).device
+
+    def __repr__(self) -> str:
+        source, classes = self.folder or "no folder", ", ".join(self.classes)
+        return f"Segmenter({self.experiment.name} from {source}: {classes})"
 
     @torch_defaults()
     @torch.inference_mode()
@@ -167,7 +173,7 @@ class Segmenter:
         max_side: int = MAX_SIDE,
         tile: int | None = None,
     ) -> Segmentation:
-        """The best class of each pixel; ids are upsampled nearest.
+        """The best class of each pixel, upsampled nearest; warns of classes that may not be found.
 
         Args:
             compare: `anchored` (words stand for classes of training: "house" for "building"),
@@ -189,9 +195,9 @@ class Segmenter:
         """
         sizes = {"max_side": max_side, "tile": tile}
         query = self._query(classes, compare=compare, none_below=none_below, **sizes)
-        if len(query.names) == 1:
-            warnings.warn(one_class_note(query.names[0]), stacklevel=4)
         rgb = read_rgb(image)
+        for note in self._notes(query, rgb):
+            warnings.warn(note, stacklevel=4)
         if tile and max(rgb.shape) > tile:
             bands = self._bands(rgb, query)
             ids = np.concatenate([best_class(band[None])[0].cpu().numpy() for band in bands])
@@ -272,10 +278,8 @@ class Segmenter:
     def need_language(self) -> None:
         """Raise InputError for SwiftNet."""
         if self._text_encoder is None:
-            raise InputError(
-                f"{self.experiment.name} has fixed classes, its 11: choose a run with language for "
-                "other words, such as frozen-names"
-            )
+            what = f"{self.experiment.name} has fixed classes, its 11"
+            raise InputError(f"{what}: choose a run with language, such as frozen-names")
 
     def _query(self, classes: Classes | None, **options: object) -> _Query:
         """The arguments of `segment`, checked, with the vectors of the classes."""
@@ -283,15 +287,11 @@ class Segmenter:
         query = _Query(list(prompts or self.classes), **options)
         anchors = len(getattr(self.model, "anchors", ()))
         if query.none_below and not (prompts and anchors):
-            raise InputError(
-                f"none_below={query.none_below}: it needs classes in words, and a run that was "
-                "trained with language; leave it out"
-            )
+            what = f"none_below={query.none_below}: it needs classes in words, and a run"
+            raise InputError(f"{what} that was trained with language; leave it out")
         if query.compare == "clip" and prompts and anchors and not self.model.has_clip_map:
-            raise InputError(
-                f"compare='clip': the encoder of {self.experiment.name} is not the CLIP of its "
-                "text, frozen; choose a run of frozen-* or adapter-*, or another compare"
-            )
+            what = f"compare='clip': {self.experiment.name} has no frozen CLIP of its text"
+            raise InputError(f"{what}; choose a run of frozen-* or adapter-*, or another compare")
         is_other = prompts and tuple(map(tuple, prompts.values())) != self._prompts
         if query.none_below or is_other:
             query.text = self.vocabulary(prompts).vectors
@@ -299,6 +299,21 @@ class Segmenter:
             raise InputError(f"class {NONE_OF_THESE!r} is given twice: none_below adds it")
         query.names += [NONE_OF_THESE] if query.none_below else []
         return query
+
+    def _notes(self, query: _Query, rgb: np.ndarray) -> Iterator[str]:
+        """What a user should know before trusting the result; drawn scenes are 256x192."""
+        if self.folder == ASSETS / MODELS["demo"] and rgb.shape[:2] != (192, 256):
+            yield "the model demo knows drawn street scenes only: take camvid for photographs"
+        if len(query.names) == 1:
+            yield f"every pixel is {query.names[0]!r}: give several classes, separated by commas"
+        if query.text is None or query.compare == "clip" or not len(self.model.anchors):
+            return
+        # A word should be as similar to some class as most classes are to their nearest neighbour.
+        trained = self.model.text
+        usual = (trained @ trained.T).sort().values[:, -2].quantile(0.25)
+        for name, nearest in zip(query.names, (query.text @ trained.T).amax(1), strict=False):
+            if nearest < usual:
+                yield f"{name}: not similar to any class of the run (cosine {nearest:.2f})"
 
     def _array(
         self, image: ImageLike, query: _Query, dtype: type, function: Callable[[Tensor], Tensor]
@@ -411,8 +426,3 @@ def _from_array(image: ImageLike) -> Image.Image:
         raise InputError(f"{array.dtype} values {low:g} to {high:g}: scale the image to 0..{top}")
     pixels = ((array * 255).round() if top == 1 else array).astype(np.uint8)
     return Image.fromarray(pixels.reshape(array.shape[:2]) if channels == 1 else pixels)
-
-
-def one_class_note(name: str) -> str:
-    """What to say where a single class is given."""
-    return f"every pixel is {name!r}: give more than one class, separated by commas or lines"

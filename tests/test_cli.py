@@ -18,6 +18,7 @@ from camvid_lang.data.classes import CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.experiments import EXPERIMENTS, SETTINGS
 from camvid_lang.report.thesis import THESIS_ROWS
+from camvid_lang.segmenter import load
 
 
 @pytest.fixture
@@ -105,6 +106,34 @@ def test_every_experiment_runs_on_the_smoke_profile(name, smoke, done, tmp_path)
 def test_bad_arguments_of_a_run_are_one_line(arguments, message, smoke, tmp_path, error_of):
     name, *rest = arguments.split()
     assert message in error_of(*smoke(name, tmp_path / "out", *rest))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run frozen-nmes --data data --out o", "unknown experiment 'frozen-nmes'"),
+        ("run best --data data --out o --profile fast", "unknown profile 'fast'"),
+        ("run best --data data --out o --set epoch=3", "did you mean 'epochs'?"),
+        ("run best --data absent --out o", "absent: no such data set; download CamVid with"),
+        ("run best --data date --out o", "date: no such data set; did you mean 'data'?"),
+        ("segment absent.png --out o", "absent.png: no such file"),
+        ("segment x.png --out . --run demo", "x.png would be overwritten"),
+        ("segment x.png --out o --run dmeo", "dmeo: no such run; did you mean 'demo'?"),
+        ("segment x.png --out o --run data --classes car,car", "class 'car' is given twice"),
+        ("report absent", "absent: no such folder; give another"),
+        ("score data absent", "absent: no such folder"),
+        ("vocabulary absent --data data", "absent: no such run; give the folder of a run"),
+        ("vocabulary data --data absent", "absent: no such data set"),
+    ],
+)
+def test_wrong_arguments_are_reported_before_torch_is_imported(arguments, message, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "x.png").touch()
+    code = "import sys; from camvid_lang.cli import main; main(); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, *arguments.split()]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (found.stdout, found.stderr.startswith("error: ")) == ("False\n", True)
+    assert (message in found.stderr, found.stderr.count("\n")) == (True, 1)
 
 
 def test_errors_name_flags(finished, smoke, frame, error_of):
@@ -205,6 +234,22 @@ def test_segment_takes_folders_patterns_and_files(finished, frame, tmp_path, don
     assert not (tmp_path / "o").exists()
 
 
+def test_segment_warns_once_of_words_and_of_the_model_of_drawn_scenes(
+    finished, scenes, frame, tmp_path, done
+):
+    run, bank = finished / "frozen-names", tmp_path / "bank.npz"
+    text = load(run, "cpu").model.text.numpy()
+    np.savez(bank, phrases=[*CLASSES, "xylophone"], embeddings=[*text, -text.mean(axis=0)])
+    asked = "--classes", "road, xylophone", "--out", tmp_path / "o"
+    warned = done("segment", frame.parent, "--run", run, "--text-bank", bank, *asked).err
+    assert warned.count("warning: ") == 1
+    assert "warning: xylophone: not similar to any class of the run (cosine -0." in warned
+    images = {"photographs": frame.parent, "drawn scenes": scenes / "test"}
+    for kind, folder in images.items():
+        warned = done("segment", folder, "--run", "demo", "--out", tmp_path / kind).err
+        assert warned.count("warning: the model demo knows") == (kind == "photographs")
+
+
 def test_list_names_every_experiment(done):
     out = done("list", "--profile", "cpu").out
     assert all(name in out for name in ("21.19", *EXPERIMENTS))
@@ -244,9 +289,12 @@ def test_help_version_and_wrong_usage(capsys):
     assert exit_code("run", "--help") == 0
     settings = capsys.readouterr().out
     assert all(f"  {key}={field.default} " in settings for key, field in SETTINGS.items())
+    assert exit_code("segment", "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "camvid (default), of streets, or demo, of drawn scenes" in printed
     assert exit_code("--version") == 0
     assert capsys.readouterr().out.startswith("camvid-lang 0.")
-    for wrong in ("", "run frozen-names", "bench", "predict r", "segment x.png --run r"):
+    for wrong in ("", "run frozen-names", "bench", "predict r", "segment x.png --run demo"):
         assert exit_code(*wrong.split()) == 2
 
 

@@ -110,6 +110,14 @@ def test_every_name_of_the_api_exists():
     assert (PACKAGE / "py.typed").exists()
 
 
+def test_names_are_listed_and_described_before_they_are_imported():
+    code = "import sys, camvid_lang; print(*dir(camvid_lang), 'torch' in sys.modules)"
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert listed.split() == [*sorted(camvid_lang.__all__), "False"]
+    described = re.findall(r"^ {4}(\w+) {2,}\w", camvid_lang.__doc__, re.MULTILINE)
+    assert {*described, "__version__"} == {*camvid_lang.__all__}
+
+
 def test_start_up_is_quick():
     def duration(code):
         started = time.perf_counter()

@@ -2,14 +2,17 @@
 
 import datetime
 import io
+import re
 from unittest.mock import Mock
 
 import ipywidgets
 import numpy as np
 import pytest
 import traitlets
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
+from camvid_lang.data.classes import CLASSES
 from camvid_lang.notebook import MAX_SIDE, ask, panel
 from camvid_lang.report.legend import class_colours
 from camvid_lang.segmenter import load
@@ -47,17 +50,30 @@ def test_ask_gives_a_segmentation_and_one_heat_map_per_class(segmenter):
     assert segmenter.probabilities.call_args.kwargs == {"none_below": 0.5}
 
 
-def test_words_that_the_font_or_the_run_lacks_are_reported(segmenter, capsys):
-    segmenter.similarity = Mock(return_value=np.ones(11))
+def test_ask_takes_any_image_and_shows_both_figures(segmenter, tmp_path, monkeypatch):
+    Image.fromarray(ONE).save(tmp_path / "one.png")
+    expected = [figure.png() for figure in ask(segmenter, ONE, "road, car")]
+    for image in (str(tmp_path / "one.png"), Image.fromarray(ONE), ONE / 255):
+        assert [figure.png() for figure in ask(segmenter, image, "road, car")] == expected
+    shown = []
+    monkeypatch.setattr("camvid_lang.notebook.display", lambda *figures: shown.extend(figures))
+    DisplayFormatter().format(ask(segmenter, ONE, "road, car"))
+    assert [figure.png() for figure in shown] == expected
+
+
+def test_words_that_the_font_or_the_run_lacks_are_reported(segmenter, finished, tmp_path, capsys):
     segmentation, maps = ask(segmenter, ONE, "road, 路，🚗, lamp, شارع")
     drawn = ["road", "class 1", "class 2", "lamp", "class 4"]
     assert [axes.get_title(loc="left") for axes in maps.axes[:5]] == drawn
     assert [text.get_text() for text in segmentation.legends[0].get_texts()] == drawn
     assert capsys.readouterr().out == "class 1: 路\nclass 2: 🚗\nclass 4: شارع\n"
-    segmenter.similarity = Mock(return_value=np.linspace(0, 0.1, 11)[None])
-    ask(segmenter, ONE, "road, xylophone")
-    note = "not similar to any class of the run (cosine 0.10)"
-    assert capsys.readouterr().out == f"road: {note}\nxylophone: {note}\n"
+    text = segmenter.model.text.numpy()
+    bank = {"phrases": [*CLASSES, "xylophone"], "embeddings": [*text, -text.mean(axis=0)]}
+    np.savez(tmp_path / "bank.npz", **bank)
+    other = load(finished / "frozen-names", "cpu", tmp_path / "bank.npz")
+    ask(other, ONE, "road, xylophone")
+    note = r"xylophone: not similar to any class of the run \(cosine -0\.\d\d\)\n"
+    assert re.fullmatch(note, capsys.readouterr().out)
 
 
 def test_the_panel_shows_a_result_at_once_and_on_a_click(segmenter, tmp_path, monkeypatch):
@@ -66,7 +82,7 @@ def test_the_panel_shows_a_result_at_once_and_on_a_click(segmenter, tmp_path, mo
     before = [bytes(output.value) for output in found["Image"]]
     assert all(value.startswith(b"\x89PNG") for value in before)
     segment, save = found["Button"]
-    starts = {"road, road": "<b>", "road": "every pixel is &#x27;road&#x27;: give more"}
+    starts = {"road, road": "<b>", "road": "every pixel is &#x27;road&#x27;: give several"}
     for text, start in {**starts, "vehicle, lorry, <路>": "class 2: &lt;路&gt;"}.items():
         found["Textarea"][0].value = text
         segment.click()

@@ -1,11 +1,14 @@
 """Any words on any image: inputs are checked where they enter, results are those of the model."""
 
+import io
 import shutil
+import warnings
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 import camvid_lang
@@ -120,6 +123,41 @@ def test_an_overlay_blends_the_image_with_colours_above_a_legend(segmenter):
         assert (with_legend[96:] == colour).all(axis=-1).sum() > 50
     assert (with_legend[96:, -3:] == 255).all()  # names end before the edge
     assert len({*class_colours([*CLASSES, *map(str, range(244))])}) == 255
+
+
+def test_a_notebook_shows_a_result_as_an_image_and_a_segmenter_in_one_line(segmenter, finished):
+    def shown(value):
+        return DisplayFormatter().format(value)[0]
+
+    result = segmenter.segment(RGB, "car, tree")
+    picture = Image.open(io.BytesIO(shown(result)["image/png"]))
+    np.testing.assert_array_equal(picture, result.overlay(legend=True))
+    large = segmenter.segment(np.zeros((300, 2100, 3), np.uint8))
+    assert 512 < Image.open(io.BytesIO(shown(large)["image/png"])).width <= 1024
+    line = shown(segmenter)["text/plain"]
+    assert line == (
+        f"Segmenter(frozen-names from {finished / 'frozen-names'}: {', '.join(CLASSES)})"
+    )
+
+
+def test_the_model_of_drawn_scenes_warns_of_other_images(scenes):
+    segmenter, scene = camvid_lang.load("demo"), next((scenes / "test").iterdir())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segmenter.segment(scene)
+    with pytest.warns(UserWarning, match="demo knows drawn street scenes only"):
+        segmenter.segment(RGB)
+
+
+def test_a_missing_run_is_an_error_that_gives_a_similar_name(finished):
+    for name, fix in (
+        ("dmeo", "did you mean 'demo'?"),
+        (str(finished / "frozen-nmaes"), f"did you mean '{finished / 'frozen-names'}'?"),
+        (finished / "xyz", "give the folder of a run, or camvid or demo"),
+    ):
+        with pytest.raises(InputError) as error:
+            camvid_lang.load(name)
+        assert str(error.value) == f"{name}: no such run; {fix}"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (40, 33), (1100, 300), (3000, 1)])
