@@ -35,6 +35,7 @@ MAKERS = {
     "predictions": lambda: figures.predictions(IMAGES, LABELS, GUESSES, ["one", "$\\frac{\udcff"]),
     "similarity": lambda: figures.similarity_matrices(COSINES),
     "curves": lambda: figures.curves({"a": HISTORY, "b": HISTORY, "still": []}),
+    "no_curve": lambda: figures.curves({"a": HISTORY[:1]}, "full-descriptions during training"),
     "confusion": lambda: figures.confusion(np.eye(11) * 3),
     "miou_bars": lambda: figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0}),
     "class_matrix": lambda: figures.class_matrix({"a": SCORES, "b": {**SCORES, "sky": None}}, "a"),
@@ -114,7 +115,7 @@ def test_curves_leave_out_what_was_not_trained():
     for axes in figures.curves({"a": HISTORY, "short": HISTORY[:1]}).axes:  # one is no curve
         assert [line.get_label() for line in axes.lines] == ["a"]
     figure = figures.curves({"short": HISTORY[:1]})
-    assert figure.get_suptitle() == "Training: a curve needs two epochs"
+    assert figure.axes[1].get_xlabel() == "epoch (a curve needs two)"
     assert [len(axes.lines) for axes in figure.axes] == [0, 0]
     with pytest.raises(InputError, match="no run was trained"):
         figures.curves({"still": []})

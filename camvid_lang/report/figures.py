@@ -343,7 +343,6 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
         raise InputError("curves: no run was trained; give one whose history is not empty")
     colours = family_colours(histories)
     histories = {name: history for name, history in histories.items() if len(history) > 1}
-    title = title if histories else f"{title}: a curve needs two epochs"
     figure = Canvas(title, 5.6, 5.2 + 0.25 * math.ceil(len(histories) / 2))
     labels = {"loss": "cross-entropy loss", "miou": "mIoU on the training crops (%)"}
     if any("miou_val" in history[-1] for history in histories.values()):
@@ -360,9 +359,10 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
                 axes.plot(epochs, [row["miou_val"] for row in history], ":", c=colour, lw=width)
         axes.set(ylabel=label, ylim=(0, None))
         axes.grid()
-    axes.set_xlabel("epoch")
+    axes.set_xlabel("epoch" if histories else "epoch (a curve needs two)")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    if histories:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
