@@ -96,11 +96,11 @@ def mean(values: Sequence) -> object:
 
 
 def short_runs(results: Results) -> dict[str, str]:
-    """{run: "3 epochs, others 30"}, where another run trained the same part for more epochs."""
+    """{run: "3 epochs, others 30"}, where another trained the same part on the same data longer."""
     runs, whole = [], "encoder and upsampler"
     for name, result in results.items():
         part = whole if result["settings"].get("train_encoder") else family(name)
-        runs.append((part, len(result["history"]), name))
+        runs.append((f"{part}, {result['data']['name']}", len(result["history"]), name))
     most = {part: epochs for part, epochs, _ in sorted(runs)}
     return {n: f"{e} epochs, others {most[part]}" for part, e, n in runs if e < most[part]}
 
