@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 from camvid_lang.report import figures
+from camvid_lang.report.legend import NONE_OF_THESE, class_colours
 from camvid_lang.results import FigureData
 
 RANDOM = np.random.default_rng(0)
@@ -34,6 +35,7 @@ MAKERS = {
     "predictions": lambda: figures.predictions(IMAGES, LABELS, GUESSES, ["one", "$\\frac{\udcff"]),
     "similarity": lambda: figures.similarity_matrices(COSINES),
     "curves": lambda: figures.curves({"a": HISTORY, "b": HISTORY, "still": []}),
+    "no_curve": lambda: figures.curves({"a": HISTORY[:1]}, "full-descriptions during training"),
     "confusion": lambda: figures.confusion(np.eye(11) * 3),
     "miou_bars": lambda: figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0}),
     "class_matrix": lambda: figures.class_matrix({"a": SCORES, "b": {**SCORES, "sky": None}}, "a"),
@@ -59,6 +61,13 @@ def test_colour_labels_uses_the_palette_and_black_for_void():
     assert image.tolist() == [[list(PALETTE[0]), [0, 0, 0], list(PALETTE[10])]]
     with pytest.raises(InputError, match="12 colours; give one colour per id"):
         figures.colour_labels([[12]])
+
+
+def test_a_colour_has_the_same_name_in_all_legends():
+    names = [*CLASSES, "void", NONE_OF_THESE, "lorry"]
+    legend = dict(zip(names, class_colours(names), strict=True))
+    assert len({*(legend | dict(figures.ERROR_LEGEND)).values()}) == len(names) + 2
+    assert dict(figures.CAMVID_LEGEND).items() <= legend.items()
 
 
 def test_errors_are_where_a_labelled_pixel_is_wrong():
@@ -103,8 +112,29 @@ def test_curves_leave_out_what_was_not_trained():
     (line,), (other,) = (axes.lines for axes in figures.curves({"a": HISTORY, "still": []}).axes)
     assert (line.get_label(), line.get_xydata().tolist()) == ("a", [[1, 2.0], [2, 1.0]])
     np.testing.assert_array_equal(other.get_xydata(), [[1, np.nan], [2, 40.0]])
+    for axes in figures.curves({"a": HISTORY, "short": HISTORY[:1]}).axes:  # one is no curve
+        assert [line.get_label() for line in axes.lines] == ["a"]
+    figure = figures.curves({"short": HISTORY[:1]})
+    assert figure.axes[1].get_xlabel() == "epoch (a curve needs two)"
+    assert [len(axes.lines) for axes in figure.axes] == [0, 0]
     with pytest.raises(InputError, match="no run was trained"):
         figures.curves({"still": []})
+
+
+def test_curves_have_a_colour_for_each_family_and_dashes_for_descriptions():
+    names = ("full-names", "full-descriptions", "full-narrow-descriptions", "frozen-names (a)")
+    names += ("adapter-names", "bilinear-names", "swiftnet", "swiftnet-best", "best", "mine-1")
+    figure = figures.curves(dict.fromkeys(names, HISTORY))
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    families = {}
+    for name, line in lines.items():
+        families.setdefault(line.get_color(), set()).add(name.partition("-")[0])
+        assert (line.get_linestyle() == "--") == ("descriptions" in name)
+    assert sorted(map(len, families.values())) == [1] * 7
+    looks = {(x.get_color(), x.get_linestyle(), x.get_linewidth()) for x in lines.values()}
+    assert len(looks) == len(names)
+    for axes in figure.axes:
+        assert [tick for tick in axes.get_xticks() if tick != int(tick)] == []
 
 
 def test_shares_add_up_to_a_hundred_and_are_empty_without_pixels():
@@ -129,6 +159,19 @@ def test_drawings_have_text_as_text_and_different_ids():
     ids = [element.get("id") for element in elements if element.get("id")]
     assert len(ids) == len(set(ids)) >= 5  # several are shown in one notebook or page
     assert all(len(words(drawing).split()) > 20 for drawing in drawings)
+
+
+def test_drawings_fit_a_narrower_page_and_nothing_is_beyond_their_edges():
+    for drawing in (*map(figures.architecture, MODELS), figures.Drawing("iou")):
+        root = svg(drawing)
+        _, _, width, height = map(float, root.get("viewBox").split())
+        assert root.get("style") == "max-width:100%;height:auto"
+        for text in root.iterfind("{*}text"):
+            size, anchor = (text.get(k, root.get(k)) for k in ("font-size", "text-anchor"))
+            for line in [*text] or [text]:
+                x, length = float(line.get("x")), 0.6 * float(size) * len(line.text)
+                assert x + length / (2 if anchor == "middle" else 1) <= width
+                assert float(line.get("y")) <= height
 
 
 def test_the_architecture_of_a_run_has_its_encoder_and_channels():

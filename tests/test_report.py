@@ -168,27 +168,45 @@ def test_the_page_has_every_part(full_page):
     source = full_page.source
     headings = re.findall(r"<h2>(.*?)</h2>", source)
     assert headings == re.findall(r'<a href="#[a-z]+">(.*?)</a>', source)
-    assert [len(headings), source.count("<details>"), source.count("<svg")] == [9, 10, 2]
-    # A few frames: frame and label, then each run that has the frame; one has two of them.
-    assert re.findall(r"<h3>(.*?)</h3>", source) == [f"test/frame_{index}" for index in range(4)]
+    assert [len(headings), source.count("<svg")] == [4, 2]
+    # A few frames; the first is split into a few runs, and the others among what is folded.
+    frames = [f"test/frame_{index}" for index in range(4)]
+    assert re.findall(r"<h3>(.*?)</h3>", source) == [frames[0], *frames]
     assert source.count("<figcaption>") == 4 * 11
     assert source.count('class="absent"') == 2
+    assert source.index("mIoU of each run") < source.index("<details>")
+    shown = re.findall("<figcaption>(.*?)[:<]", source.partition("<details>")[0])
+    assert shown == [
+        "frame and label",
+        *NAMES[:-3:-1],
+        "frozen-descriptions",
+        "adapter-descriptions",
+    ]
 
 
 def test_the_page_of_one_run_shows_that_run(tmp_path):
-    data = frames(count=1)
-    write_run(tmp_path / "run", result(confusion=np.eye(12).tolist()), data)
+    data, counts = frames(count=1), np.eye(12)
+    counts[10] = 0  # no bicyclist is labelled, so its IoU says nothing
+    write_run(tmp_path / "run", result(confusion=counts.tolist()), data)
     page = Page(report_runs([tmp_path / "run"]))
     assert "<h1>Semantic segmentation with language embeddings: frozen-names</h1>" in page.source
+    assert page.text.index("mIoU 61.1\u00a0%") < page.text.index("Results")
+    assert "Highest IoU: pedestrian, 64.0\u00a0%; lowest: sky, 1.0\u00a0%." in page.text
+    rows = [[label, "", f"{7 * place + 1:.1f}"] for place, label in enumerate(CLASSES)][-2::-1]
+    assert page.tables[0] == rows
+    assert "IoU of each class" not in page.images  # compares runs
     assert [key for key in page.tables if "table" in str(key)] == ["table-7.3"]
     assert all(part in page.text for part in ("1×1 to 48", "24 per level", "convnext_base_w_320"))
-    share, errors = figures.errors(data.labels[0], data.predictions[0])
+    _, errors = figures.errors(data.labels[0], data.predictions[0])
     for alt, drawn in {
-        "frame and label, label": figures.colour_labels(data.labels[0]),
-        f"frozen-names: {share}, errors": errors,
+        "label": figures.colour_labels(data.labels[0]),
+        "frozen-names, errors": errors,
     }.items():
         png = base64.b64decode(page.images[f"{alt}: test/frame_0"].partition(",")[2])
         np.testing.assert_array_equal(Image.open(io.BytesIO(png)).convert("RGB"), drawn)
+    write_run(tmp_path / "scenes", result(data=SCENES))
+    page = Page(report_runs([tmp_path / "scenes"]))
+    assert not [key for key in page.tables if "table" in str(key)]  # nothing to compare with
 
 
 def vocabulary(*ways, **miou):
@@ -205,12 +223,20 @@ def test_scores_with_other_words_are_shown_for_the_frames_of_the_scores(tmp_path
     ways = ("a, through its classes", "a, by cosine", "a, with CLIP's map", "b, by cosine")
     assert table.groups == ways
     assert table.rows == (("own: why", *[50.0] * 4), ("far: why", *[20.0] * 3, None))
+    more = {"finer": 45.0, "near": 40.0, "far": 20.0, "coarser": 60.0, "unrelated": 2.0}
+    asked = vocabulary("anchored", "cosine", "clip", **more)
     other = result("adapter-names", data={**WHOLE, "digest": "another"})
     for name, run in {"b": result(), "a": other}.items():
         write_json(RunFolder(write_run(tmp_path / name, run)).vocabulary, asked)
     page = Page(report_runs([tmp_path], json_file=tmp_path / "all.json"))
-    _, _, far = next(rows for rows in page.tables.values() if rows[0][0] == "Words")
-    assert far == ["far: why", "20.00", "20.00", "20.00"]
+    shown, every, iou = (rows for rows in page.tables.values() if rows[0][0] == "Words")
+    far = ["far: why", "20.00", "20.00", "20.00"]
+    assert [row[0] for row in shown[1:]] == ["own: why", "near: why", "far: why", "unrelated: why"]
+    assert shown[3] == far
+    assert len(every) == 7
+    assert far in every
+    assert iou[-1] == ["unrelated", *["2.00"] * 11]
+    assert "20.00\u00a0% with why (far)" in page.text
     assert "IoU of each class by frozen-names, through its classes" in page.text
     written = json.loads((tmp_path / "all.json").read_text())
     assert written == {"adapter-names": other, "frozen-names": result() | {"vocabulary": asked}}
@@ -221,15 +247,73 @@ def test_scores_with_other_words_are_shown_for_the_frames_of_the_scores(tmp_path
     [
         ({"miou": 60.0}, ", 1.1 points above SwiftNet's 60.0 %."),
         ({"miou": 61.16}, ", 0.1 points below SwiftNet's 61.2 %."),
-        ({"history": []}, ", 0.0 points above SwiftNet's 61.1 % (trained for 2 and 0 epochs)."),
+        ({"history": []}, ". SwiftNet is not compared (other frames or epochs)."),
         ({"miou": None}, "."),
-        ({"data": SCENES}, "."),
+        ({"data": SCENES}, ". SwiftNet is not compared (other frames or epochs)."),
     ],
 )
 def test_the_finding_compares_the_best_language_model_with_swiftnet(swiftnet, ending):
     runs = {"frozen-names": result(), "full-names": result("full-names", shift=0)}
     sentence = tables.finding({**runs, "swiftnet": result("swiftnet", **swiftnet)})
     assert sentence == f"The best language model is frozen-names: mIoU 61.1 %{ending}"
+
+
+def test_a_run_of_fewer_epochs_is_marked_and_not_compared(tmp_path):
+    whole = {**result()["settings"], "train_encoder": True}
+    history = result()["history"] * 15
+    runs = {"full-names": result("full-names", settings=whole, history=history)}
+    runs["full-descriptions"] = result("full-descriptions", 3.0, settings=whole)  # 2 epochs only
+    runs["swiftnet"] = result("swiftnet", 2.0, settings=whole)
+    runs["frozen-names"] = result("frozen-names", -1.0)  # trains another part of the network
+    assert tables.short_runs({**runs, "full-names": result(data=SCENES, history=history)}) == {}
+    best = "The best language model is full-names: mIoU 61.1 %"
+    note = "2 epochs, others 30"
+    assert tables.finding(runs) == f"{best}. SwiftNet is not compared ({note})."
+    assert tables.short_runs(runs) == dict.fromkeys(("full-descriptions", "swiftnet"), note)
+    for name, run in runs.items():
+        write_run(tmp_path / name, run)
+    page = Page(report_runs([tmp_path]))
+    assert not re.search("points (above|below)|A fair comparison", page.text)
+    hatched = re.findall(r'<th scope="row">([\w-]+)[^\n]*\n[^\n]*<i class="short">', page.source)
+    assert hatched == ["full-descriptions", "swiftnet"]
+    rows = [row[0] for row in page.tables["table-7.6"][2:]]
+    assert rows == ["Frozen encoder, names", f"SwiftNet, single scale ({note})"]
+    # The best of a column is bold, but not what was trained for fewer epochs.
+    bold = re.findall(r'<td class="measured best"[^>]*>(.*?)</td>', page.source)
+    assert bold == []
+    runs["swiftnet"]["history"] = history
+    assert tables.finding(runs) == f"{best}, 1.0 points below SwiftNet's 62.1 %."
+    for name in ("swiftnet", "frozen-names"):
+        runs[name]["history"] = history
+        write_json(RunFolder(tmp_path / name).results, runs[name])
+    page = Page(report_runs([tmp_path]))
+    fair = "full-names 61.1\u00a0%, swiftnet 62.1\u00a0%, frozen-names 59.1\u00a0%."
+    assert f"same frames and number of epochs (30): {fair}" in page.text
+    bold = re.findall(r'<td class="measured best"[^>]*>(.*?)</td>', page.source)
+    assert bold[:3] == ["32.12", "42.12", "62.12"]
+
+
+def test_seeds_of_one_experiment_are_one_row_with_their_mean_and_each_value(tmp_path):
+    for seed, name in enumerate(("a", "b", "c")):
+        settings = {**result()["settings"], "seed": seed}
+        iou = {**result()["iou"], "sky": None}
+        run = result(settings=settings, miou=60.0 + seed * seed, iou=iou)
+        write_run(tmp_path / name, run, frames(count=1))
+        write_run(tmp_path / f"wide-{name}", result(settings={**settings, "width": 128}))
+    write_run(tmp_path / "wider", result(settings={**settings, "width": 256}))
+    page = Page(report_runs([tmp_path], json_file=tmp_path / "all.json"))
+    rows = {row[0]: row for row in page.tables["table-7.3"][2:]}
+    assert rows.keys() == {
+        "Class names (3 seeds)",
+        "Class names (wide-a, 3 seeds)",
+        "Class names (wider)",
+    }
+    mean = ["61.6760.00, 61.00, 64.00", "63.16", "−1.49"]
+    assert rows["Class names (3 seeds)"][-3:] == mean
+    assert page.tables[0][0] == ["frozen-names (3 seeds) (60.0, 61.0, 64.0)", "", "61.7"]
+    assert "The best language model is frozen-names (3 seeds): mIoU 61.7\u00a0%" in page.text
+    assert "frozen-names (3 seeds): " in page.text  # its frames
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 7  # each run
 
 
 @pytest.mark.parametrize(
@@ -269,6 +353,16 @@ def test_the_difference_is_that_of_the_numbers_shown(measured):
     cells = map(tables.shown, row, ("", "", "difference"))
     left, right, points = (float(cell.replace("−", "-")) for cell in cells)
     assert points == pytest.approx(left - right, abs=1e-6)
+
+
+def test_runs_without_scores_have_a_page(tmp_path):
+    empty = dict.fromkeys(KEYS) | {"iou": dict.fromkeys(CLASSES), "history": []}
+    write_run(tmp_path / "run", result(**empty))
+    assert "mIoU of each run" not in Page(report_runs([tmp_path / "run"])).text
+    write_run(tmp_path / "other", result("swiftnet", history=[]))
+    page = Page(report_runs([tmp_path]))
+    assert page.tables[0] == [["frozen-names", "", "–"], ["swiftnet", "", "61.1"]]
+    assert "fair comparison" not in page.text
 
 
 def test_everything_from_outside_is_escaped(tmp_path):

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib import cycler
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
@@ -25,6 +24,7 @@ from numpy.typing import ArrayLike
 from camvid_lang.data.classes import CLASSES, PALETTE, VOID
 from camvid_lang.errors import InputError
 from camvid_lang.report.legend import Colour, drawn_names, one_line
+from camvid_lang.report.thesis import family
 from camvid_lang.results import FigureData
 
 STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 12}
@@ -273,8 +273,8 @@ def similarity_matrices(matrices: Mapping[str, ArrayLike]) -> Canvas:
 
 @_styled
 def confusion(matrix: ArrayLike, title: str = "Confusion matrix") -> Canvas:
-    """Pixel counts (11, 11), rows the labels, in percent of each row, which may be empty."""
-    counts = np.asarray(matrix, dtype=float)
+    """Pixel counts, rows the labels, in percent of each row, which may be empty; without void."""
+    counts = np.asarray(matrix, dtype=float)[: len(CLASSES), : len(CLASSES)]
     total = counts.sum(axis=1, keepdims=True)
     share = 100 * counts / np.where(total > 0, total, np.nan)
     figure = Canvas(title, 6.8, 6.1)
@@ -325,34 +325,44 @@ def miou_bars(
     return figure
 
 
+def family_colours(runs: Collection[str]) -> dict[str, str]:
+    """{run: colour}, one colour for each `family`; grey is SwiftNet's."""
+    families = ("full", "frozen", "adapter", "best", "bilinear", "swiftnet", *map(family, runs))
+    colours = dict(zip(dict.fromkeys(families), OKABE_ITO * len(families), strict=False))
+    return {run: colours[family(run)] for run in runs}
+
+
 @_styled
 def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") -> Canvas:
     """Loss, and mIoU on the training crops, by epoch; "miou_val" as a dotted line.
 
-    `histories` is {run: [{"epoch", "loss", "miou"}, ...]}; empty ones are left out, and
-    `InputError` is raised where all are.
+    `histories` is {run: [{"epoch", "loss", "miou"}, ...]}; those below two epochs are left out, and
+    `InputError` is raised where all are empty. One colour per `family`, descriptions are dashed.
     """
-    histories = {name: history for name, history in histories.items() if history}
-    if not histories:
+    if not any(histories.values()):
         raise InputError("curves: no run was trained; give one whose history is not empty")
-    figure = Canvas(title, 9.6, 4.2 + 0.25 * math.ceil(len(histories) / 3))
+    colours = family_colours(histories)
+    histories = {name: history for name, history in histories.items() if len(history) > 1}
+    figure = Canvas(title, 5.6, 5.2 + 0.25 * math.ceil(len(histories) / 2))
     labels = {"loss": "cross-entropy loss", "miou": "mIoU on the training crops (%)"}
     if any("miou_val" in history[-1] for history in histories.values()):
         labels["miou"] = "mIoU (%): training crops; dotted: val"
-    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-        # Every colour once in each line style.
-        axes.set_prop_cycle(cycler(linestyle=["-", "--", "-."]) * cycler(color=OKABE_ITO))
+    for axes, (key, label) in zip(figure.subplots(2, 1, sharex=True), labels.items(), strict=True):
+        drawn = []
         for run, history in histories.items():
             epochs, values = ([row[k] for row in history] for k in ("epoch", key))
-            style = {"marker": "o" if len(history) < 30 else None, "markersize": 4}
-            (line,) = axes.plot(epochs, values, label=one_line(run, 40), **style)
+            colour, dashes = colours[run], "--" if "descriptions" in run else "-"
+            drawn.append((colour, dashes))
+            width = 2.4 / drawn.count(drawn[-1])  # tells runs of one look apart
+            axes.plot(epochs, values, dashes, c=colour, lw=width, label=one_line(run, 40))
             if key == "miou" and "miou_val" in history[-1]:
-                values = [row["miou_val"] for row in history]
-                axes.plot(epochs, values, color=line.get_color(), linestyle=":", linewidth=2)
-        axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+                axes.plot(epochs, [row["miou_val"] for row in history], ":", c=colour, lw=width)
+        axes.set(ylabel=label, ylim=(0, None))
         axes.grid()
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes.set_xlabel("epoch" if histories else "epoch (a curve needs two)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if histories:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -1,10 +1,11 @@
 """From folders of finished runs to one self-contained HTML page, without scripts.
 
-Jinja escapes everything from outside. The text of the page is in `report.html.j2`.
+Jinja escapes everything from outside. What the page shows, and its text: `report.html.j2`.
 """
 
 import base64
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,12 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from camvid_lang.data.classes import CLASSES, NUM_CLASSES
 from camvid_lang.errors import InputError
 from camvid_lang.evaluation import ABSENT_CLASS_RULE
 from camvid_lang.report import figures, tables
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import (
     SAMPLES,
-    FigureData,
     RunFolder,
     atomic_write,
     read_figures,
@@ -58,12 +57,37 @@ def report_runs(
             words[name] = found
     page = Path(page or Path(folders[0]) / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(page) as file:
-        file.write(_page(results, frames, words).encode(errors="backslashreplace"))
     if json_file:
         added = {name: {"vocabulary": found} for name, found in words.items()}
         write_json(json_file, {name: r | added.get(name, {}) for name, r in results.items()})
+    groups = _seeds(results)
+
+    def merged(found: Mapping) -> dict:
+        kept = {name: [found[n] for n in runs if n in found] for name, runs in groups.items()}
+        return {name: tables.mean(values) for name, values in kept.items() if values}
+
+    text = _page(*map(merged, (results, frames, words)))
+    with atomic_write(page) as file:
+        file.write(text.encode(errors="backslashreplace"))
     return page
+
+
+def _seeds(results: tables.Results) -> dict[str, list[str]]:
+    """{name: runs}; together, as `experiment (3 seeds)`, are runs that differ only in the seed."""
+    alike: dict[str, list[str]] = {}
+    for name, r in results.items():
+        same = [r["experiment"], {**r["settings"], "seed": 0}, len(r["history"]), r["data"]["name"]]
+        same += [r["data"].get(key) for key in ("digest", "train_digest")]
+        alike.setdefault(json.dumps(same, sort_keys=True), []).append(name)
+    groups: dict[str, list[str]] = {}
+    for names in alike.values():
+        if len({results[n]["settings"].get("seed") for n in names}) < max(2, len(names)):
+            groups |= {name: [name] for name in names}
+            continue
+        seeds = f"{len(names)} seeds)"
+        label = f"{results[names[0]]['experiment']} ({seeds}"
+        groups[f"{names[0][:-1]}, {seeds}" if label in groups else label] = names
+    return groups
 
 
 def _labelled(runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
@@ -87,83 +111,19 @@ def _finished(folder: Path) -> list[RunFolder]:
     return runs[:1] if runs[0].path == folder else runs
 
 
-def _page(
-    results: tables.Results, frames: Mapping[str, FigureData], words: Mapping[str, Mapping]
-) -> str:
-    best = tables.best_language(results) or next(iter(results))
-    asked = best if best in words else next(iter(words), None)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("camvid_lang.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = lambda figure: _data_uri("png", figure.png(dpi=130))
-    model = results[best]["settings"].get("model", "clip-upsampler")
-    return environment.get_template("report.html.j2").render(
-        tables=tables,
-        figures=figures,
-        thesis=THESIS_ROWS,
-        comparable=any(map(tables.is_camvid, results.values())),
-        absent_class_rule=ABSENT_CLASS_RULE,
-        runs=results,
-        words=words,
-        best=best,
-        asked=asked,
-        charts=_charts(results, best, frames, words.get(asked)),
-        frames=_frames(frames),
-        architecture=figures.architecture(model, results[best]),
-    )
-
-
-def _charts(
-    results: tables.Results, best: str, frames: Mapping[str, FigureData], vocabulary: Mapping | None
-) -> dict[str, figures.Canvas | None]:
-    """Charts of scores, training, the classes' texts and other words; None without data."""
-    charts = dict.fromkeys(("miou", "confusion", "training", "similarities", "words"))
-    miou, iou = ({name: r[key] for name, r in results.items()} for key in ("miou", "iou"))
-    if len(results) > 1:
-        camvid = [name for name, r in results.items() if tables.is_camvid(r)]
-        thesis = {name: THESIS_ROWS[name]["miou"] for name in camvid if name in THESIS_ROWS}
-        charts["miou"] = figures.miou_bars(miou, thesis)
-    charts["iou"] = figures.class_matrix(iou, "swiftnet" if "swiftnet" in iou else best)
-    if counts := results[best]["confusion"]:
-        counts = np.array(counts)[:NUM_CLASSES, :NUM_CLASSES]
-        charts["confusion"] = figures.confusion(counts, f"{best}: confusion")
-    if histories := {name: r["history"] for name, r in results.items() if r["history"]}:
-        charts["training"] = figures.curves(histories)
-    if cosines := next((data.similarities for data in frames.values() if data.similarities), None):
-        charts["similarities"] = figures.similarity_matrices(cosines)
-    if vocabulary:
-        iou = {name: row["anchored"]["iou"] for name, row in vocabulary["wordings"].items()}
-        apart = {n: row for n, row in iou.items() if row.keys() == {*CLASSES}}  # not merged
-        charts["words"] = figures.class_matrix(apart, "own")
-    return charts
-
-
-def _frames(runs: Mapping[str, FigureData]) -> dict[str, list[tuple[str, dict[str, str]]]]:
-    """The first few frames: {name: [(caption, {title: image as a data URI})]}.
-
-    First frame and label, then each run's prediction and errors; {} for a run without the frame.
-    """
-    shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for data in runs.values():
+def _page(results: tables.Results, frames: Mapping, words: Mapping) -> str:
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    loader = jinja2.PackageLoader("camvid_lang.report", "")
+    environment = jinja2.Environment(loader=loader, autoescape=True, **options)
+    environment.filters |= {"png": lambda chart: _data_uri("png", chart.png(130)), "image": _image}
+    samples: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # the first few frames with labels
+    for data in frames.values():
         for name, image, label in zip(data.names, data.images, data.labels, strict=True):
-            shown.setdefault(name, (np.moveaxis(image, 0, -1), label))
-    found = {}
-    for name, (image, label) in list(shown.items())[:SAMPLES]:
-        images = {"frame": _image(image, "jpeg"), "label": _image(figures.colour_labels(label))}
-        found[name] = [("frame and label", images)]
-        for run, data in runs.items():
-            caption, images = run, {}
-            if (predicted := figures.prediction(data, name, label)) is not None:
-                share, errors = figures.errors(label, predicted)
-                drawn = {"prediction": figures.colour_labels(predicted), "errors": errors}
-                images = {title: _image(pixels) for title, pixels in drawn.items()}
-                caption = f"{run}: {share}"
-            found[name].append((caption, images))
-    return found
+            samples.setdefault(name, (np.moveaxis(image, 0, -1), label))
+    samples = dict([*samples.items()][:SAMPLES])
+    values = {"runs": results, "frames": frames, "samples": samples, "words": words}
+    values |= {"figures": figures, "tables": tables, "absent_class_rule": ABSENT_CLASS_RULE}
+    return environment.get_template("report.html.j2").render(values)
 
 
 def _image(pixels: np.ndarray, kind: str = "png") -> str:

@@ -25,7 +25,7 @@ def class_colours(names: Sequence[str]) -> list[Colour]:
         >>> class_colours(["sky", "lorry"])
         [(128, 128, 128), (230, 69, 69)]
     """
-    camvid = dict(zip((*CLASSES, "void"), PALETTE, strict=True)) | {NONE_OF_THESE: (0, 0, 0)}
+    camvid = dict(zip((*CLASSES, "void"), PALETTE, strict=True)) | {NONE_OF_THESE: (255,) * 3}
     # Steps of the golden ratio spread any number of hues; three brightnesses take turns.
     hues = (colorsys.hsv_to_rgb(k * 0.618 % 1, 0.7, 0.9 - k % 3 * 0.15) for k in count())
     others = (tuple(round(255 * part) for part in hue) for hue in hues)

@@ -4,12 +4,12 @@ Scores are in percent, differences in points (measured minus published); None is
 not exist. `results` maps an experiment to what its results.json holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from camvid_lang.data.classes import CLASSES
-from camvid_lang.report.thesis import TABLES, THESIS_ROWS, TITLES
+from camvid_lang.report.thesis import TABLES, THESIS_ROWS, TITLES, TableLayout, family
 
 DASH = "–"
 Results = Mapping[str, Mapping]
@@ -30,17 +30,15 @@ def _data_name(result: Mapping) -> str:
 
 def measured_on(results: Results) -> str:
     """One sentence on data and encoders of the runs."""
-    data, encoders, runs = {}, {}, results.values()  # without repetition, in order
-    for result in runs:
-        frames, size = result["data"]["test_frames"], result["data"]["size"]
-        pixels = " × ".join(map(str, size[::-1]))  # width first
-        split = result["settings"].get("test_split", "test")
-        data[f"{frames} {split} frames of {_data_name(result)}, {pixels} pixels"] = True
-        encoder = result["encoder"]
+    data, encoders = {}, {}  # without repetition, in order
+    for result in results.values():
+        pixels = " × ".join(map(str, result["data"]["size"][::-1]))  # width first
+        split = f"{result['data']['test_frames']} {result['settings'].get('test_split', 'test')}"
+        data[f"{split} frames of {_data_name(result)}, {pixels} pixels"] = True
         # Without the folder of a weights file, which says nothing to a reader.
-        weights, text = (Path(str(encoder[key])).name for key in ("weights", "text"))
-        encoders[f"{encoder['name']}, weights {weights}, text embeddings {text}"] = True
-    trained = sorted({result["data"]["train_frames"] for result in runs} - {0})
+        weights, text = (Path(str(result["encoder"][key])).name for key in ("weights", "text"))
+        encoders[f"{result['encoder']['name']}, weights {weights}, text embeddings {text}"] = True
+    trained = sorted({result["data"]["train_frames"] for result in results.values()} - {0})
     frames = f" ({' or '.join(map(str, trained))} training frames)" if trained else ""
     return f"Measured on {'; '.join(data)}{frames}. Encoder: {'; '.join(encoders)}."
 
@@ -50,14 +48,11 @@ def banner(results: Results) -> str:
     others = {name: _data_name(r) for name, r in results.items() if not is_camvid(r)}
     if not others:
         return ""
-    names = sorted({*others.values()})
-    camvid = "other splits, a copy or a part of CamVid"
-    where = " and ".join(camvid if name.lower() == "camvid" else name for name in names)
+    camvid, no = "other splits, a copy or a part of CamVid", "cannot be compared with the thesis's"
+    names = [camvid if name.lower() == "camvid" else name for name in sorted({*others.values()})]
     some = f" ({', '.join(others)})" if len(others) < len(results) else ""
-    return (
-        f"These are not CamVid results{some}: they were measured on {where} and cannot be compared "
-        "with the thesis's."
-    )
+    where = " and ".join(names)
+    return f"These are not CamVid results{some}: they were measured on {where} and {no}."
 
 
 class Table(NamedTuple):
@@ -69,6 +64,7 @@ class Table(NamedTuple):
     groups: tuple[str, ...]
     parts: tuple[str, ...]  # of "measured", "thesis", "difference"
     rows: tuple[tuple, ...]
+    short: tuple[str, ...] = ()  # names of `short_runs`, whose scores are not the best
 
     @property
     def caption(self) -> str:
@@ -76,9 +72,45 @@ class Table(NamedTuple):
         return f"Table {self.number}: {self.title}" if self.number else self.title
 
 
-def _row(name: str) -> str:
-    """The experiment of a run, without its folder (`frozen-names (seed-1)`)."""
+def experiment(name: str) -> str:
+    """The experiment of a run, without its folder or seeds (`frozen-names (seed-1)`)."""
     return name.partition(" (")[0]
+
+
+class Mean(float):
+    """A mean over seeds; `each` has the values."""
+
+
+def mean(values: Sequence) -> object:
+    """The mean of different numbers, also in lists and mappings; else the first value."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {k: mean([v[k] for v in values]) for k in first if all(k in v for v in values)}
+    if isinstance(first, list):
+        return [*map(mean, zip(*values, strict=False))]
+    if not all(isinstance(value, int | float) for value in values) or len({*values}) == 1:
+        return None if any(value is None for value in values) else first
+    found = Mean(sum(values) / len(values))
+    found.each = values
+    return found
+
+
+def short_runs(results: Results) -> dict[str, str]:
+    """{run: "3 epochs, others 30"}, where another trained the same part on the same data longer."""
+    runs, whole = [], "encoder and upsampler"
+    for name, result in results.items():
+        part = whole if result["settings"].get("train_encoder") else family(name)
+        runs.append((f"{part}, {result['data']['name']}", len(result["history"]), name))
+    most = {part: epochs for part, epochs, _ in sorted(runs)}
+    return {n: f"{e} epochs, others {most[part]}" for part, e, n in runs if e < most[part]}
+
+
+def fair_runs(results: Results, name: str) -> list[str]:
+    """The other runs of the same frames and number of epochs, the best first."""
+    data, epochs = ({n: r[key] for n, r in results.items()} for key in ("data", "history"))
+    same = {n: (data[n]["name"], data[n].get("digest"), len(epochs[n])) for n in results}
+    fair = [n for n in results if same[n] == same[name] and results[n]["miou"] is not None]
+    return sorted((n for n in fair if n != name), key=lambda n: -results[n]["miou"])
 
 
 def tables(results: Results) -> list[Table]:
@@ -88,11 +120,11 @@ def tables(results: Results) -> list[Table]:
     measured is shown.
     """
     comparable = any(map(is_camvid, results.values()))
-    parts = ("measured", "thesis", "difference") if comparable else ("measured",)
+    short, built, runs = short_runs(results), [], {name: experiment(name) for name in results}
 
     def cells(name: str, *keys: str) -> list[float | None]:
         measured, difference = results[name], None
-        published = THESIS_ROWS[_row(name)]
+        published = THESIS_ROWS.get(runs[name], dict.fromkeys(keys))
         for key in keys:
             measured, published = measured[key], published[key]
         if None not in (measured, published) and is_camvid(results[name]):
@@ -100,10 +132,12 @@ def tables(results: Results) -> list[Table]:
             difference = round(round(measured, 2) - round(published, 2), 2)
         return [measured, published, difference][: len(parts)]
 
-    built = []
-    for number, title, first, keys, layout in TABLES:
-        rows = [(name, _row(name)) for name in results if _row(name) in layout]
-        names = {name: layout[row] + name.removeprefix(row) for name, row in rows}
+    new = {row: row for row in runs.values() if row not in THESIS_ROWS}
+    others = TableLayout("", "Measured here, not in the thesis", "Run", tuple(TITLES), new)
+    for number, title, first, keys, layout in (*TABLES, others):
+        parts = ("measured", "thesis", "difference")[: 3 if comparable and number else 1]
+        names = {n: layout[row] + n.removeprefix(row) for n, row in runs.items() if row in layout}
+        names |= {n: f"{names[n]} ({epochs})" for n, epochs in short.items() if n in names}
         if not names:
             continue
         if keys == ("iou",):
@@ -112,45 +146,36 @@ def tables(results: Results) -> list[Table]:
         else:
             groups = tuple(TITLES[key] for key in keys)
             rows = [(t, *(v for k in keys for v in cells(n, k))) for n, t in names.items()]
-        built.append(Table(number, title, first, groups, parts, tuple(rows)))
-    new = [name for name in results if _row(name) not in THESIS_ROWS]
-    others = [(name, *(results[name][key] for key in TITLES)) for name in new]
-    if others:
-        title, groups = "Measured here, not in the thesis", tuple(TITLES.values())
-        built.append(Table("", title, "Run", groups, ("measured",), tuple(others)))
+        marked = tuple(names[n] for n in short if n in names)
+        built.append(Table(number, title, first, groups, parts, tuple(rows), marked))
     return built
 
 
 def best_language(results: Results) -> str | None:
-    """The run with language of the highest mIoU; None without one."""
-    scored = [n for n, r in results.items() if r["miou"] is not None]
-    scored = [name for name in scored if not name.startswith("swiftnet")]
+    """The run with language of the highest mIoU, none of `short_runs`; None without one."""
+    scored = [n for n, r in results.items() if r["miou"] is not None and family(n) != "swiftnet"]
+    scored = [name for name in scored if name not in short_runs(results)]
     return max(scored, key=lambda name: results[name]["miou"], default=None)
 
 
 def finding(results: Results) -> str:
-    """The best language model and how it compares with SwiftNet; empty without scores.
-
-    Of a single run its scores.
-    """
+    """Of one run its mIoU; of several the best with language, and SwiftNet if in `fair_runs`."""
     if len(results) == 1 and (miou := next(iter(results.values()))["miou"]) is not None:
         return f"mIoU {miou:.1f} %."
     if not (best := best_language(results)):
         return ""
-    language = {r["data"].get("digest") for n, r in results.items() if n[:8] != "swiftnet"}
-    if len(language) > 1:
+    if len({r["data"].get("digest") for n, r in results.items() if family(n) != "swiftnet"}) > 1:
         return "The runs were measured on different frames, so none is called the best."
-    result, other = results[best], results.get("swiftnet")
-    miou = round(result["miou"], 1)  # as shown, so that a reader's subtraction agrees
+    miou = round(results[best]["miou"], 1)  # as shown, so that a reader's subtraction agrees
     sentence = f"The best language model is {best}: mIoU {miou:.1f} %"
-    frames = [r and [r["data"].get(k) for k in ("name", "digest")] for r in (result, other)]
-    if not other or other["miou"] is None or frames[0] != frames[1]:
-        return f"{sentence}."
-    points = miou - round(other["miou"], 1)
-    epochs = [len(r["history"]) for r in (result, other)]
-    unequal = "" if epochs[0] == epochs[1] else " (trained for {} and {} epochs)".format(*epochs)
+    others = [n for n, r in results.items() if family(n) == "swiftnet" and r["miou"] is not None]
+    if not (fair := [name for name in fair_runs(results, best) if name in others]):
+        why = [short_runs(results).get(name, "other frames or epochs") for name in others]
+        return f"{sentence}." + (f" SwiftNet is not compared ({why[0]})." if others else "")
+    other = results[fair[0]]["miou"]
+    points = miou - round(other, 1)
     side = "above" if points >= 0 else "below"
-    return f"{sentence}, {abs(points):.1f} points {side} SwiftNet's {other['miou']:.1f} %{unequal}."
+    return f"{sentence}, {abs(points):.1f} points {side} SwiftNet's {other:.1f} %."
 
 
 def word_table(measured: Mapping[str, Mapping]) -> Table:

@@ -20,15 +20,18 @@ _ROWS = {
     "full-narrow-descriptions": ("7.5", 90.86, 76.38, 78.75, 63.76),
     "swiftnet": ("7.6", 89.96, None, None, 64.52),
 }
-THESIS_ROWS: dict[str, dict] = {
-    name: dict(zip(_KEYS, row, strict=True)) for name, row in _ROWS.items()
-}
+THESIS_ROWS = {name: dict(zip(_KEYS, row, strict=True)) for name, row in _ROWS.items()}
 # Table 7.4: IoU of each class, in the order of CLASSES.
 for _name, _values in {
     "frozen-names": "89.70 80.07 23.08 90.32 77.07 71.71 42.06 39.06 84.19 47.56 49.96",
     "full-narrow-descriptions": "90.22 78.74 31.81 89.70 75.65 72.92 45.11 34.83 79.71 47.23 55.48",
 }.items():
     THESIS_ROWS[_name]["iou"] = dict(zip(CLASSES, map(float, _values.split()), strict=True))
+
+
+def family(run: str) -> str:
+    """What the names of runs of the same kind of model start with, like "frozen"."""
+    return run.partition(" ")[0].partition("-")[0]
 
 
 class TableLayout(NamedTuple):
