@@ -66,7 +66,6 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
 @command(
     "demo",
     argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
-    argument("--seed", type=int, default=0, help="random seed of training (default: 0)"),
     argument("--epochs", type=int,
              help="of frozen encoders (default: 11, with --all 18); full ones get 5/3"),
     argument("--all", action="store_true", help="all nine experiments: 20 minutes"),
@@ -80,7 +79,7 @@ def demo(args: argparse.Namespace) -> None:
     """
     from camvid_lang.demo import run_demo
 
-    run_demo(args.out, args.seed, args.device, args.fresh, args.epochs, args.all)
+    run_demo(args.out, args.device, args.fresh, args.epochs, args.all)
 
 
 @command("list", PROFILE, JSON)

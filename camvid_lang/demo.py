@@ -53,15 +53,14 @@ def demo_settings(name: str, epochs: int = ALL_EPOCHS) -> dict:
     return SETTINGS | {"epochs": epochs, "warmup_epochs": max(1, epochs // 8)}
 
 
-def demo_experiments(names: Sequence[str], seed: int, epochs: int) -> list[Experiment]:
-    """The experiments as the demo runs them, the longest first."""
-    rows = [configure(n, "cpu", **demo_settings(n, epochs), seed=seed) for n in names]
-    return sorted(rows, key=lambda row: (row.train_encoder, row.epochs), reverse=True)
+def demo_experiments(names: Sequence[str], epochs: int) -> list[Experiment]:
+    """The experiments as the demo runs them: untrained ones, which are quick, then the longest."""
+    rows = [configure(name, "cpu", **demo_settings(name, epochs)) for name in names]
+    return sorted(rows, key=lambda row: (row.epochs > 0, -row.train_encoder, -row.epochs))
 
 
 def run_demo(
     out: str,
-    seed: int = 0,
     device: str = "auto",
     fresh: bool = False,
     epochs: int | None = None,
@@ -80,14 +79,14 @@ def run_demo(
     """
     folder, names = Path(out), [*THESIS_ROWS] if every_row else ROWS
     epochs = epochs or (ALL_EPOCHS if every_row else EPOCHS)
-    rows = demo_experiments(names, seed, epochs)
+    rows = demo_experiments(names, epochs)
     unpack_scenes(folder / "scenes")
     for row in rows:
         (folder / f"{row.name}.log").unlink(missing_ok=True)  # so that no old error is repeated
         if fresh:
             with (run_folder := RunFolder(folder / row.name)).lock():
                 run_folder.clear()
-    _run_rows(folder, rows, [str(seed), str(epochs), device, *names])
+    _run_rows(folder, rows, [str(epochs), device, *names])
     results = {name: read_results(RunFolder(folder / name).results) for name in names}
     print(f"{'':28}{'mIoU on scenes':>15}")
     chance = chance_scores(next(iter(results.values()))["confusion"])["miou"]
@@ -102,14 +101,19 @@ def _run_rows(out: Path, rows: list[Experiment], arguments: list[str]) -> None:
     # Standard input ends when this process does, however it ends; Ctrl-C does not reach a session.
     options = {"stdin": subprocess.PIPE, "start_new_session": True}
     options["env"] = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    count = 2 if pick_device(arguments[2]).type == "cpu" else 1
-    checkpoints = [Checkpoints(RunFolder(out / row.name).checkpoints) for row in rows]
+    count = 2 if pick_device(arguments[1]).type == "cpu" else 1
+    folders = [RunFolder(out / row.name) for row in rows]
+    checkpoints, written = [Checkpoints(folder.checkpoints) for folder in folders], 0
     with ExitStack() as stack:  # closes the pipes, then waits
         bar = stack.enter_context(tqdm(desc="demo", total=sum(row.epochs for row in rows)))
         workers = [stack.enter_context(subprocess.Popen(command, **options)) for _ in range(count)]
         while None in (codes := [worker.poll() for worker in workers]) and not any(codes):
             time.sleep(0.5)
             bar.update(sum(max(0, saved.epoch) for saved in checkpoints) - bar.n)
+            coming = [folder.path.name for folder in folders if not folder.is_finished]
+            if written < len(rows) - len(coming) < len(rows):  # so that there is something to read
+                written = len(rows) - len(coming)
+                bar.set_postfix_str(f"see {report_runs([out], coming=coming)}")
     if any(codes):
         for log in out.glob("*.log"):
             _, error, line = log.read_text(encoding="utf-8").rpartition("\nerror: ")
@@ -118,12 +122,12 @@ def _run_rows(out: Path, rows: list[Experiment], arguments: list[str]) -> None:
         raise InputError(f"a row was stopped: see {out}/*.log; run again to resume")
 
 
-def _work(out: Path, seed: int, epochs: int, device: str, *names: str) -> None:
+def _work(out: Path, epochs: int, device: str, *names: str) -> None:
     """Run the next row that no other process runs, until there is none."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if pick_device(device).type == "cpu":
         torch.set_num_threads(1)
-    for row in demo_experiments(names, seed, epochs):
+    for row in demo_experiments(names, epochs):
         # Not the run's lock, which does not cover reading the data and the scores of other words.
         lock = filelock.FileLock(out / f".{row.name}.lock", timeout=0)
         with suppress(filelock.Timeout), lock:
@@ -161,4 +165,4 @@ def _run_row(row: Experiment, out: Path, device: str) -> None:
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    _work(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

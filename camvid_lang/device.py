@@ -14,10 +14,6 @@ def pick_device(name: str = "auto") -> torch.device:
     """The device of this name; `auto` is CUDA where it is available, else the CPU.
 
     `InputError`: a device that this machine does not have, or that is neither a CPU nor CUDA.
-
-    Example:
-        >>> pick_device("cpu")
-        device(type='cpu')
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

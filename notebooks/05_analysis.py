@@ -33,17 +33,31 @@ print("missing:", session.missing() or "none")
 # %% [markdown]
 # ## Which model is best?
 #
-# Blue bars are models with language, grey ones have none. Diamonds mark the scores of the thesis; they
-# are shown for CamVid's whole test split only.
+# A colour for each kind of model; grey has no language. A hatched bar was trained for fewer epochs than others of its kind,
+# so it is not compared. Diamonds mark the scores of the thesis; they are shown for CamVid's whole test split only.
 
 # %%
+import numpy as np
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 
-from camvid_lang.report.figures import miou_bars
-from camvid_lang.report.tables import finding
+from camvid_lang.report.figures import family_colours
+from camvid_lang.report.tables import finding, short_runs
 
 published = {name: row["miou"] for name, row in session.published().items()}
-miou_bars({name: result["miou"] for name, result in results.items()}, published)
+short = short_runs(results)  # {run: "3 epochs, others 30"}
+names = [f"{name} ({short[name]})" if name in short else name for name in results]
+figure = Figure(figsize=(8, 0.9 + 0.3 * len(names)), layout="constrained")
+axes = figure.subplots()
+bars = axes.barh(
+    names, [r["miou"] or 0 for r in results.values()], color=family_colours(results).values()
+)
+for bar, name in zip(bars, results, strict=True):
+    bar.set(hatch="///" if name in short else "", edgecolor="white")
+axes.bar_label(bars, fmt="%.1f", padding=4)
+axes.plot([published.get(name, np.nan) for name in results], range(len(names)), "D", color="black")
+axes.set(xlabel="mIoU (%)", ylim=(len(names) - 0.5, -0.5))
+figure
 
 # %%
 Markdown(finding(results))
@@ -114,8 +128,6 @@ print(f"the package: {scores(confusion_matrix([(found, label)]))['iou']['car']:.
 # the row.
 
 # %%
-import numpy as np
-
 from camvid_lang.report.figures import confusion
 
 matrix = np.array(results[best]["confusion"])[:11, :11]  # without void

