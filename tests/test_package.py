@@ -5,6 +5,7 @@ import doctest
 import graphlib
 import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import write_dataset, write_manifest
 from PIL import Image
 
 import camvid_lang
+from camvid_lang.cli import main
 from camvid_lang.data import camvid
 from camvid_lang.results import read_results
 
@@ -134,8 +136,11 @@ def test_examples_of_docstrings_and_readme_run(finished, tmp_path, monkeypatch):
     shutil.copytree(finished / "frozen-names", tmp_path / "runs" / "frozen-names")
     for name in ("predictions", "labels"):
         shutil.copytree(data / "testannot", tmp_path / name)
-    for name in ("street.png", "street.jpg"):
+    for name in ("camvid_lang/assets", "photos"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("street.png", "street.jpg", "photos/one.png"):
         Image.open(data / "test" / "test_000.png").save(tmp_path / name)
+    shutil.copy(PACKAGE / "assets" / "scene.webp", tmp_path / "camvid_lang" / "assets")
     monkeypatch.chdir(tmp_path)
     assert doctest.testmod(camvid_lang, optionflags=doctest.ELLIPSIS).failed == 0
     shutil.rmtree("runs/x")
@@ -146,3 +151,8 @@ def test_examples_of_docstrings_and_readme_run(finished, tmp_path, monkeypatch):
     assert names["result"].classes == ["car", "tree", "shop window", "none of these"]
     assert names["results"] == read_results("runs/x/results.json")
     assert Path("overlay.png").exists()
+    blocks = "".join(re.findall("```sh\n(.*?)```", examples, re.DOTALL)).splitlines()
+    commands = [x for x in blocks if x.startswith("python -m camvid_lang") and "# a GPU" not in x]
+    assert len(commands) >= 5
+    assert [main(shlex.split(x, comments=True)[3:]) for x in commands] == [0] * len(commands)
+    assert {path.name for path in Path("words").iterdir()} >= {"street.png", "scene_overlay.png"}
