@@ -256,8 +256,8 @@ def download(args: argparse.Namespace) -> None:
     argument("--run", type=run_folder, default="camvid", help="folder of a finished run; or a "
              "model of the package: camvid (default), of streets, or demo, of drawn scenes"),
     argument("--out", required=True, help="folder for the results"),
-    argument("--max-side", type=int, default=1024, metavar="N", help="a larger image is reduced to "
-             "N pixels for the model (default: 1024)"),
+    argument("--max-side", type=int, metavar="N", help="a larger image is reduced to N pixels for "
+             "the model (default: 4/3 of the frames it was trained on)"),
     argument("--tile", type=int, metavar="N", help="segment large images in overlapping tiles of "
              "NxN pixels, a multiple of 32, in place of reducing them"),
     argument("--compare", choices=("anchored", "cosine", "clip"), default="anchored",
@@ -289,7 +289,7 @@ def segment(args: argparse.Namespace) -> None:
     from camvid_lang.segmenter import load, read_rgb
 
     segmenter = load(args.run, args.device, args.text_bank, args.weights)
-    result, failed, reduced = None, [], 0
+    result, failed, reduced, limit = None, [], 0, args.max_side or segmenter.max_side
     with tqdm(images, unit="image", disable=len(images) == 1, leave=False) as bar:
         for path in bar:
             try:
@@ -297,7 +297,7 @@ def segment(args: argparse.Namespace) -> None:
             except InputError as error:
                 failed.append(str(error))
                 continue
-            reduced += args.tile is None and max(image.shape) > args.max_side
+            reduced += args.tile is None and max(image.shape) > limit
             is_first, result = result is None, segmenter.segment(image, args.classes, **options)
             if is_first:
                 for i, pair in enumerate(zip(result.colours, result.classes, strict=True)):
@@ -308,7 +308,7 @@ def segment(args: argparse.Namespace) -> None:
                 place = out / f"{path.stem}{ends[-1]}"
                 np.savez_compressed(place, classes=result.classes, probabilities=found)
     if reduced:
-        print(f"note: {reduced} image(s) reduced to {args.max_side} pixels; see --max-side, --tile")
+        print(f"note: {reduced} image(s) reduced to {limit} pixels; see --max-side, --tile")
     if failed:
         done = f"; the other {len(images) - len(failed)} are done" if len(images) > 1 else ""
         raise InputError("; ".join(failed) + done)

@@ -32,7 +32,6 @@ from camvid_lang.experiments import EXPERIMENTS, Experiment, configure
 from camvid_lang.report import tables
 from camvid_lang.report.figures import Canvas, curves, heat_maps, overlay
 from camvid_lang.report.legend import drawn_names
-from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import RunFolder, read_results
 from camvid_lang.runs import build_model, run
 from camvid_lang.segmenter import ImageLike, Segmentation, Segmenter, load, read_rgb
@@ -41,8 +40,6 @@ from camvid_lang.training.mirror import Mirror
 
 SMOKE_SCENES = 8  # of each split, with the profile `smoke`
 MAX_SIDE = 512  # pixels of the heat maps
-# The notebook that runs an experiment, by the beginning of the experiment's name.
-NOTEBOOKS = {"bilinear": "02", "adapter": "02", "frozen": "03", "full": "04", "swiftnet": "04"}
 
 
 def start(  # noqa: PLR0913  the public API
@@ -195,12 +192,6 @@ class Session:
             raise InputError(f"{self.runs}: no finished run; run notebook 02 or 03 first")
         return {name: read_results(file) for name, file in files.items()}
 
-    def missing(self) -> str:
-        """The thesis's experiments that are not finished, and the notebooks that run them."""
-        finished = self.finished()
-        absent = [name for name in THESIS_ROWS if name not in finished]
-        return ", ".join(f"{name} (notebook {NOTEBOOKS[name.split('-')[0]]})" for name in absent)
-
     def best(self) -> str:
         """The finished run with language and weights of the highest mIoU; or else the first run."""
         results = self.finished()
@@ -249,10 +240,6 @@ class Session:
         chosen = [t for t in tables.tables(results) if not numbers or t.number in numbers]
         measured = f"{tables.measured_on(results)} Profile `{self.profile}`."
         return Markdown("\n\n".join([measured, note, *map(tables.to_markdown, chosen)]))
-
-    def published(self) -> dict[str, dict]:
-        """The thesis's scores by experiment; empty unless CamVid's test split was used."""
-        return {} if tables.banner(self.finished()) else THESIS_ROWS
 
     def frames(self, split: str = "test", limit: int | None = None) -> Frames:
         """The frames of a split, in memory; at most 8 with the profile `smoke`."""

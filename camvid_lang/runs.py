@@ -363,6 +363,7 @@ def load_run(
             return made
 
     model = _assemble(experiment, encoder, vocabulary)
+    model.trained_size = state["identity"].get("size")
     if text_bank and vocabulary:
         load_text_encoder()
     averaged = state.get("average", {}).get("weights", {})

@@ -28,7 +28,8 @@ from camvid_lang.report.legend import NONE_OF_THESE, class_colours, with_legend
 from camvid_lang.results import atomic_write
 from camvid_lang.runs import load_run
 
-MAX_SIDE = 1024  # pixels; models are trained on frames of 480x360, and memory grows with the area
+MAX_SIDE = 1024  # pixels, of a model that was not trained; memory grows with the area
+LARGER = 4 / 3  # than the frames of training an image may be: beyond, camvid loses mIoU
 MIN_SIDE = 32  # pixels; the stride of the encoders' coarsest map
 OVERLAP = 1 / 4  # of a tile with the next
 
@@ -136,6 +137,7 @@ class Segmenter:
         model: in evaluation mode; its `forward` takes (N, 3, H, W) images.
         experiment: the settings of the run.
         classes: names of the model's classes.
+        max_side: in pixels, the default of `segment`.
         temperature: divides the cosines in the softmax of the loss.
         folder: the run's, None for a model that was not loaded from one.
     """
@@ -156,6 +158,7 @@ class Segmenter:
         self._prompts = named if text_encoder is None else model.vocabulary.prompts
         self._embedded: dict[tuple, Tensor] = {}  # by prompts: many images, the same classes
         self._device = next(model.parameters()).device
+        self.max_side = round(LARGER * max(model.trained_size)) if model.trained_size else MAX_SIDE
 
     def __repr__(self) -> str:
         source, classes = self.folder or "no folder", ", ".join(self.classes)
@@ -170,7 +173,7 @@ class Segmenter:
         *,
         compare: str = "anchored",
         none_below: float = 0.0,
-        max_side: int = MAX_SIDE,
+        max_side: int | None = None,
         tile: int | None = None,
     ) -> Segmentation:
         """The best class of each pixel, upsampled nearest; warns of classes that may not be found.
@@ -182,7 +185,8 @@ class Segmenter:
                 a model that was not trained, are always compared by cosine.
             none_below: in 0..1. Pixels become the class `none of these` where every agreement with
                 the classes (see `LanguageModel.match`) is below this. 0: no such class.
-            max_side: a larger image is reduced to this many pixels for the model.
+            max_side: a larger image is reduced to this many pixels for the model; by default to
+                4/3 of the frames that it was trained on, as it knows things at their size there.
             tile: a multiple of 32. The image keeps its size, whatever `max_side`: the model sees
                 squares of this many pixels that overlap by a quarter or more, and scores are
                 blended linearly over the overlap. Tiles keep small objects of large images, but the
@@ -284,6 +288,8 @@ class Segmenter:
     def _query(self, classes: Classes | None, **options: object) -> _Query:
         """The arguments of `segment`, checked, with the vectors of the classes."""
         prompts = None if classes is None else parse_classes(classes)
+        if options.get("max_side") is None:
+            options["max_side"] = self.max_side
         query = _Query(list(prompts or self.classes), **options)
         anchors = len(getattr(self.model, "anchors", ()))
         if query.none_below and not (prompts and anchors):

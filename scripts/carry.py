@@ -38,6 +38,7 @@ def carry(run: RunFolder, target: RunFolder, images: int = 1) -> None:
         weights = {**state["model"], **state["average"].get("weights", {})}
         weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
         state |= {"model": weights, "average": {}, "optimizer": {}, "scaler": {}}
+        state["identity"]["size"] = results["data"]["size"]  # earlier runs lack it
         state["settings"]["weights"] = results["settings"]["weights"] = ""
         Checkpoints(target.checkpoints).save(state)
     some = ("images", "labels", "predictions", "names")

@@ -79,7 +79,7 @@ def test_a_bad_image_does_not_stop_the_others(finished, tmp_path, capsys):
     for name in ("a.png", "page.jpg", "z.png"):
         assert f"{name}: cannot be read as an image" in printed.err
     assert printed.err.endswith("the other 4 are done\n")
-    assert "1 image(s) reduced to 1024 pixels" in printed.out
+    assert "1 image(s) reduced to 171 pixels" in printed.out
     assert {x.name for x in out.glob("*[!y].png")} >= {f"test_00{i}.png" for i in range(3)}
 
 

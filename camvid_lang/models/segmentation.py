@@ -77,6 +77,7 @@ class SegmentationModel(nn.Module):
     temperature = 1.0  # divides the scores in the softmax of the loss
     names: tuple[str, ...] = CLASSES  # of the K classes, in the order of the scores
     vocabulary: Vocabulary | None = None
+    trained_size: tuple[int, int] | None = None  # (H, W) of the frames, where it is known
 
     def __init__(self, encoder: nn.Module, *, train_encoder: bool, input_scale: float = 1.0):
         super().__init__()
