@@ -208,5 +208,14 @@ predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.nam
 # 2. Set `SETTINGS` to `epochs=1` : how many epochs does the adapter need?
 # 3. Replace `session.names[-1]` by `"bilinear-names"` in the cell above, and compare the outlines.
 #
+# <details><summary>Solutions, on drawn scenes</summary>
+#
+# 1. Large things: road 88 % IoU, sky 79, building 62, car 55. It misses poles (0.0 %), pedestrians (0.4) and signs (2.3): they
+#    are narrower than the 32 pixels of a position.
+# 2. After one epoch the mIoU is @A1@ %, after six @A6@: the layers start from random weights, but there are few of them.
+# 3. Both are blobs of 32 pixels; the adapter changes which class a blob has, not its outline.
+#
+# </details>
+#
 # Large regions are roughly right; outlines and small objects are not. What is missing is resolution,
 # and this is what the upsampler of [3. Training with a frozen CLIP](03_frozen_training.ipynb) adds.
