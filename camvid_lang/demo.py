@@ -113,7 +113,8 @@ def _run_rows(out: Path, rows: list[Experiment], arguments: list[str]) -> None:
             coming = [folder.path.name for folder in folders if not folder.is_finished]
             if written < len(rows) - len(coming) < len(rows):  # so that there is something to read
                 written = len(rows) - len(coming)
-                bar.set_postfix_str(f"see {report_runs([out], coming=coming)}")
+                with suppress(InputError):  # which ends the row, or the demo, later
+                    bar.set_postfix_str(f"see {report_runs([out], coming=coming)}")
     if any(codes):
         for log in out.glob("*.log"):
             _, error, line = log.read_text(encoding="utf-8").rpartition("\nerror: ")
