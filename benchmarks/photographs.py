@@ -2,10 +2,10 @@
 
     python benchmarks/photographs.py --data DIR [--run camvid] [--limit N] [--json FILE]
 
-Frames are changed in memory: cut to other shapes, turned, mirrored, reduced and enlarged, darkened,
+Frames are changed in memory: cut to other shapes, turned, mirrored, of other sizes, darkened,
 brightened, blurred, with noise, fog, drawn rain, strong JPEG compression, without colour. Labels
 are cut and turned with them; `Segmenter.segment` reads the changed frame as a user's photograph.
-Also timed, with the model loaded: a frame, and one enlarged to 12 megapixels.
+Also timed, with the model loaded: a frame, and one upsampled to 12 megapixels.
 """
 
 import argparse
@@ -111,9 +111,9 @@ SHAPES = {
     "turned by 10 degrees": turn(10),
     "upside down": turn(180),
     "half the size": scale(0.5),
-    "enlarged to 640x480": scale(640 / 480),
-    "enlarged to 800x600": scale(800 / 480),
-    "enlarged to 1024x768": scale(1024 / 480),
+    "upsampled to 640x480": scale(640 / 480),
+    "upsampled to 800x600": scale(800 / 480),
+    "upsampled to 1024x768": scale(1024 / 480),
 }
 LOOKS = {
     "dusk, half the light": lambda image: ImageEnhance.Brightness(image).enhance(0.5),
@@ -138,7 +138,7 @@ def changed(frames: Frames, look: Change, shape: Change) -> Iterator[tuple[np.nd
 
 def measure(segmenter: cl.Segmenter, frames: Frames) -> dict[str, float]:
     """{change: mIoU in percent}, the unchanged frames first."""
-    changes = {"as they are": (Image.Image.copy, Image.Image.copy)}
+    changes = {"unchanged": (Image.Image.copy, Image.Image.copy)}
     changes |= {name: (Image.Image.copy, shape) for name, shape in SHAPES.items()}
     changes |= {name: (look, Image.Image.copy) for name, look in LOOKS.items()}
     found = {}
@@ -148,7 +148,7 @@ def measure(segmenter: cl.Segmenter, frames: Frames) -> dict[str, float]:
             for image, label in changed(frames, look, shape)
         )
         found[name] = scores(confusion_matrix(pairs))["miou"]
-        print(f"{name:24}{found[name]:7.1f}{found[name] - found['as they are']:+7.1f}", flush=True)
+        print(f"{name:24}{found[name]:7.1f}{found[name] - found['unchanged']:+7.1f}", flush=True)
     return found
 
 

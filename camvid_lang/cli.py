@@ -217,7 +217,7 @@ def vocabulary(args: argparse.Namespace) -> None:
             print(f"{name:16}{numbers}{row['cosine']['miou']:8.1f}  {row['reason']}")
     folder = RunFolder(args.run)
     measured = read_results(folder.results)["data"] if folder.is_finished else {}
-    if frames.digest == measured.get("digest"):
+    if frames.digest == measured.get("digest") and segmenter.folder == folder.path:
         kept = (read_vocabulary(folder.vocabulary) or {"wordings": {}})["wordings"]
         write_json(folder.vocabulary, {**found, "wordings": {**kept, **found["wordings"]}})
 

@@ -1,7 +1,4 @@
-"""The thesis on drawn scenes, and other words: one page. No download, no accelerator.
-
-The package carries the runs of all rows (`scripts/carry.py`) for notebooks.
-"""
+"""The thesis on drawn scenes, and other words: one page. No download, no accelerator."""
 
 import os
 import shlex

@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
 
 def check_folder(path: str | Path, what: str = "folder") -> str | Path:
     """The path if it is a folder or, as a "run", a model of the package; else raise InputError."""
-    names = {name: name for name in MODELS if what == "run"}
+    names = {name: name for name in MODELS if what == "run" and isinstance(path, str)}
     if path in names or Path(path).is_dir():
         return path
     names = {x.name: x for x in Path(path).parent.glob("*") if x.is_dir()} | names

@@ -82,7 +82,7 @@ def start(  # noqa: PLR0913  the public API
     finished = any(any(folder.glob("*/results.json")) for folder in folders)
     if demo and data in ("camvid", "scenes") and not finished:
         print(
-            f"no run is finished in {folders[0]}: shown are runs of `camvid-lang demo` on drawn "
+            f"no run is finished in {folders[0]}: shown are runs of `demo --all` on drawn "
             "scenes, with a tiny CLIP, which the package carries; run notebook 3 for real ones"
         )
         return Session("cpu", unpack_scenes(work / "data" / "scenes"), CARRIED)
@@ -189,14 +189,16 @@ class Session:
         "frozen-names epochs=10". `InputError` without one.
         """
         if not (files := self._files()):
-            raise InputError(f"{self.runs}: no finished run; run notebook 02 or 03 first")
+            raise InputError(f"{self.runs}: no finished run; run notebook 02, 03 or 04 first")
         return {name: read_results(file) for name, file in files.items()}
 
     def best(self) -> str:
         """The finished run with language and weights of the highest mIoU; or else the first run."""
-        results = self.finished()
-        results = {name: results[name] for name in self._with_weights() or results}
-        return tables.best_language(results) or next(iter(results))
+        return self._best_with_weights() or next(iter(self.finished()))
+
+    def _best_with_weights(self) -> str | None:
+        files = self._files()
+        return tables.best_language({n: read_results(files[n]) for n in self._with_weights()})
 
     def _with_weights(self) -> list[str]:
         """The finished runs that can be loaded."""
@@ -207,8 +209,8 @@ class Session:
         """The local folder of a run, restored from Drive if necessary; `InputError`: unfinished."""
         files = self._files()
         if name not in files:
-            choices = ", ".join(self._with_weights())
-            raise InputError(f"{name} is not finished: run it, or choose {choices}")
+            choices = ", or choose ".join(["", *self._with_weights()])
+            raise InputError(f"{name} is not finished: run it (notebooks 02 to 04){choices}")
         local = RunFolder(self.runs / files[name].parent.name)
         if not local.is_finished:
             settings = read_results(files[name])["settings"]
@@ -224,20 +226,22 @@ class Session:
             experiment, device = self.configure(name), pick_device()
             model, text_encoder = build_model(experiment)
             return Segmenter(to_device(model.eval(), device), experiment, lambda: text_encoder)
-        if not (name or self._with_weights()):
-            name = "demo" if self.data.name == "scenes" else "camvid"
-            print(f"no run is finished in {self.runs}: load({name!r}), which the package carries")
-            return load(name)
-        return load(self.folder(name or self.best()))
+        if name := name or self._best_with_weights():
+            return load(self.folder(name))
+        name = "demo" if self.data.name.startswith("scenes") else "camvid"
+        print(f"no run is finished in {self.runs}: load({name!r}), which the package carries")
+        return load(name)
 
     def tables(self, *numbers: str) -> Markdown:
         """Tables of the thesis ("7.1", ...; all by default) with the scores measured here."""
-        results = self.finished()
+        results = self.finished() if self._files() else {}
         note = tables.banner(results) or (
             "Cells: **measured / thesis (difference)**, in %. The thesis: CamVid's 233 test "
             "frames at 480x360, ConvNeXt-Base (ResNet-18 for SwiftNet)."
         )
         chosen = [t for t in tables.tables(results) if not numbers or t.number in numbers]
+        if not chosen:
+            return Markdown("None of the runs of this table is finished.")
         measured = f"{tables.measured_on(results)} Profile `{self.profile}`."
         return Markdown("\n\n".join([measured, note, *map(tables.to_markdown, chosen)]))
 

@@ -77,16 +77,18 @@ for split in ("train", "val", "test"):
 class_frequencies(counts)
 
 # %%
+import numpy as np
+
 from camvid_lang.data.classes import CLASSES
 
 share = {split: count[:11] / count[:11].sum() for split, count in counts.items()}  # without void
 rarest = CLASSES[share["train"].argmin()]
-ratio = share["val"] / share["train"]
+both = (share["val"] > 0) & (share["train"] > 0)
+ratio = np.divide(share["val"], share["train"], out=np.ones(11), where=both)
+most = np.abs(np.log(ratio)).argmax()
 print(f"pole: {100 * share['train'][CLASSES.index('pole')]:.1f} % of the labelled training pixels")
 print(f"the rarest class of train is {rarest}: {100 * share['train'].min():.2f} %")
-print(
-    f"val and train differ most in {CLASSES[ratio.argmax()]}: val has {ratio.max():.1f} times the share"
-)
+print(f"val and train differ most in {CLASSES[most]}: val has {ratio[most]:.2f} times the share")
 
 # %% [markdown]
 # ## Words as vectors

@@ -132,7 +132,7 @@ print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 #
 # `model(images)` is all of the above: encoder, upsampler and cosines with the 11 text embeddings. The loss is that of
 # notebook 2, the cross-entropy of the cosines divided by the temperature, without void. `backward` computes its gradient by
-# each trained parameter, and Adam changes them. Here are twenty steps on a single batch, which the model learns by heart.
+# each trained parameter, and Adam changes them. Here are twenty steps on a single batch, which the model soon fits.
 #
 # The thesis divides by 0.01. With few steps a larger temperature, higher learning rates, and more weight for pixels near
 # another class train faster; the profile `cpu` has these, and the line below says which.

@@ -69,9 +69,10 @@ from camvid_lang.report.figures import architecture
 architecture("swiftnet")
 
 # %% [markdown]
-# The two kinds of last layer, for one pixel with a vector of 128 numbers. SwiftNet's has a weight vector for each class,
-# which is trained and means nothing outside this network. With language, the text embeddings take its place: the vector is
-# projected to their space, and everything has length one.
+# The two kinds of last layer, for one pixel with a vector of 128 numbers. SwiftNet's has weights for each class (in a 3x3
+# convolution; here for one pixel), which are trained and mean nothing outside this network. With language, the text embeddings
+# take their place: the vector lies in their space, or is projected to it where the upsampler is narrower, as here, and
+# everything has length one.
 
 # %%
 import torch
@@ -88,7 +89,7 @@ print("logits ", [round(value, 2) for value in logits.tolist()])
 print("cosines", [round(value, 2) for value in cosines.tolist()])
 
 # %%
-for name in [name for name in session.names if name.startswith("swiftnet")]:
+for name in [name for name in session.names if not name.startswith("full")]:
     result = session.run(name)
     print(f"{name}: mIoU {result['miou']:.2f} %")
 
@@ -103,7 +104,7 @@ curves({name: session.finished()[name]["history"] for name in session.names})
 # %% [markdown]
 # ## The same frame under the models
 #
-# Orange is wrong, black is void.
+# Vermilion is wrong, black is void.
 
 # %%
 from camvid_lang.report.figures import comparison

@@ -40,15 +40,14 @@ print("missing:", ", ".join(name for name in THESIS_ROWS if name not in results)
 # %%
 import numpy as np
 from IPython.display import Markdown
-from matplotlib.figure import Figure
 
-from camvid_lang.report.figures import family_colours
+from camvid_lang.report.figures import Canvas, family_colours
 from camvid_lang.report.tables import banner, finding, short_runs
 
 published = {} if banner(results) else {name: row["miou"] for name, row in THESIS_ROWS.items()}
 short = short_runs(results)  # {run: "3 epochs, others 30"}
 names = [f"{name} ({short[name]})" if name in short else name for name in results]
-figure = Figure(figsize=(8, 0.9 + 0.3 * len(names)), layout="constrained")
+figure = Canvas("mIoU of each run", 8, 0.9 + 0.3 * len(names))
 axes = figure.subplots()
 bars = axes.barh(
     names, [r["miou"] or 0 for r in results.values()], color=family_colours(results).values()
@@ -89,7 +88,7 @@ class_matrix({name: result["iou"] for name, result in results.items()}, referenc
 # ## One frame under all models
 #
 # Coarse blobs are what CLIP's own map gives, one vector per 32x32 pixels; outlines come from the
-# upsampler. Orange is wrong, black is void. `FRAME` chooses another of the frames that each run keeps.
+# upsampler. Vermilion is wrong, black is void. `FRAME` chooses another of the frames that each run keeps.
 
 # %%
 from camvid_lang.report.figures import comparison
@@ -113,14 +112,14 @@ from camvid_lang.data.classes import CLASSES
 from camvid_lang.evaluation import confusion_matrix, scores
 
 label, found = (torch.tensor(x[FRAME]) for x in (kept[best].labels, kept[best].predictions))
-k = CLASSES.index("car")
+k = int(label[label != 11].bincount().argmax())  # the largest class of the frame
 correct = ((label == k) & (found == k)).sum()
 missed = ((label == k) & (found != k)).sum()
 wrong = ((label != k) & (label != 11) & (found == k)).sum()  # 11 is void
 print(
-    f"car: {correct} correct, {missed} missed, {wrong} wrong: IoU {100 * correct / (correct + missed + wrong):.2f} %"
+    f"{CLASSES[k]}: {correct} correct, {missed} missed, {wrong} wrong: IoU {100 * correct / (correct + missed + wrong):.2f} %"
 )
-print(f"the package: {scores(confusion_matrix([(found, label)]))['iou']['car']:.2f} %")
+print(f"the package: {scores(confusion_matrix([(found, label)]))['iou'][CLASSES[k]]:.2f} %")
 
 # %% [markdown]
 # ## What is confused with what?

@@ -23,7 +23,7 @@ RUN = ""  # @param ["", "frozen-names", "frozen-descriptions", "full-description
 # %% [markdown]
 # `RUN` is the finished run to query, by default the best. The CLIP of a `frozen-*` run has kept all that it knew; that of a
 # `full-*` run was trained on CamVid and may have forgotten other things. Compare them. `bilinear-names` is not trained, so it
-# needs no run: with the profile `thesis` it downloads the thesis's CLIP and asks it as it is, with all its words but a coarse
+# needs no run: with the profile `thesis` it downloads the thesis's CLIP, untrained: all its words, but a coarse
 # map. [Notebook 1](01_data.ipynb) explains the other choices.
 
 # %%
@@ -107,7 +107,7 @@ if segmenter.experiment.epochs:  # an untrained model has no trained classes
 # Choose a frame or upload an image, write the classes separated by commas, and press *segment*.
 # `car | lorry` is one class with two prompts, whose embeddings are averaged. *save* writes the ids and
 # the blended image to the folder `segmented`. A word that is not similar to any class of the run is
-# reported: the model gives it pixels all the same.
+# reported, but still gets pixels.
 
 # %%
 from camvid_lang.notebook import panel
@@ -124,11 +124,11 @@ panel(segmenter, images)
 # %%
 if segmenter.experiment.epochs:
     found = segmenter.vocabulary_shift(test)["wordings"]
-    print(f"{'mIoU in %':16}{'trained':>9}{'anchored':>10}{'cosine':>8}")
+    ways = [way for way in ("anchored", "cosine", "clip") if way in found["own"]]
+    print(f"{'mIoU in %':16}{'trained':>9}", "".join(f"{way:>9}" for way in ways))
     for name, row in found.items():
-        print(
-            f"{name:16}{row['trained']:9.1f}{row['anchored']['miou']:10.1f}{row['cosine']['miou']:8.1f}"
-        )
+        scores = "".join(f"{row[way]['miou']:9.1f}" for way in ways)
+        print(f"{name:16}{row['trained']:9.1f}", scores)
 
 # %% [markdown]
 # ## Exercises

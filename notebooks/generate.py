@@ -64,10 +64,10 @@ def generate(source: Path) -> NotebookNode:
         f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]"
         f"(https://kaggle.com/kernels/welcome?src={address}/blob/{ref}/notebooks/{source.stem}.ipynb)",
     ]
-    about = "Outputs below: drawn street scenes, tiny CLIP (`DATA` scenes, `PROFILE` cpu)"
+    note = "Outputs below: drawn street scenes, tiny CLIP (`DATA` scenes, `PROFILE` cpu)"
     marks = {
         "# {{setup}}": (HERE / "setup_cell.py").read_text(encoding="utf-8").rstrip(),
-        "{{badge}}": f"{' '.join(badges)}\n\n*{about}, version {__version__}; not CamVid.*",
+        "{{badge}}": f"{' '.join(badges)}\n\n*{note}, version {__version__}; not CamVid.*",
         "{{repository}}": address,
         "{{ref}}": ref,
         "{{dependencies}}": '", "'.join(dependencies),

@@ -13,8 +13,8 @@ REF = "{{ref}}"  # @param {type: "string"}
 if importlib.util.find_spec("camvid_lang") is None:
     # 1. The package is in this folder, in the one above (VS Code: of the notebook), or is cloned.
     clone = Path.cwd() / "camvid-lang"
-    beside = Path(globals().get("__vsc_ipynb_file__", Path.cwd() / "notebook")).parents[:2]
-    folders = [Path.cwd(), Path.cwd().parent, *beside, clone]
+    nearby = Path(globals().get("__vsc_ipynb_file__", Path.cwd() / "notebook")).parents[:2]
+    folders = [Path.cwd(), Path.cwd().parent, *nearby, clone]
     root = next((folder for folder in folders if (folder / "camvid_lang").is_dir()), None)
     if root is None:
         command = ["git", "clone", "-q", "--depth", "1", "--branch", REF, REPOSITORY, str(clone)]

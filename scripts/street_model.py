@@ -1,4 +1,4 @@
-"""Trains a small model of real streets, for the package to carry (it does not yet).
+"""Trains the small model of real streets that the package carries: load("camvid").
 
     python scripts/street_model.py --data data/camvid --out runs/street [--seed N] [--carry]
 
@@ -8,6 +8,7 @@ CamVid. A killed run resumes.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from camvid_lang.models.encoder import load_clip
 from camvid_lang.results import RunFolder, write_json
 
 ASSETS = Path(cl.__file__).parent / "assets"
-SETTINGS = {"crop": 320, "batch_size": 3, "epochs": 40, "lr": 8e-3, "encoder_lr": 4e-3}
+SETTINGS = {"width": 128, "spp_bottleneck": 128, "spp_width": 32}
+SETTINGS |= {"crop": 320, "batch_size": 3, "epochs": 30, "lr": 8e-3, "encoder_lr": 4e-3}
 SETTINGS |= {"ema": 0.99, "scale_min": 0.75, "scale_max": 1.5}
 
 
@@ -44,11 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         help="replace one of SETTINGS")  # fmt: skip
     parser.add_argument("--carry", action="store_true", help="copy the run into the package")
     options = parser.parse_args(arguments)
-    settings = {**SETTINGS, **dict(text.split("=", 1) for text in options.set)}
+    pairs = [text.partition("=") for text in options.set]
+    if odd := [key for key, equals, _ in pairs if not equals]:
+        raise InputError(f"--set {odd[0]}: write it as key=value, as in --set epochs=10")
+    settings = {**SETTINGS, **{key: value for key, _, value in pairs}}
     settings |= {"weights": str(start_weights(options.out / "demo-encoder.safetensors"))}
     settings |= {"encoder": TINY, "seed": options.seed}
     experiment = cl.experiment("full-names", profile="cpu", **settings)
-    command = f"python scripts/street_model.py --seed {options.seed}"
+    chosen = [f"--set={text}" for text in options.set]
+    command = shlex.join(
+        ["python", "scripts/street_model.py", "--seed", str(options.seed), *chosen]
+    )
     cl.run(experiment, options.data, options.out, device="cpu", command=command)
     folder = RunFolder(options.out)
     if not folder.vocabulary.exists():

@@ -69,9 +69,9 @@ def test_rows_are_run_once_whatever_stops_them_and_shown_on_one_page(tmp_path, m
         assert results[name]["miou"] > 2 * chance["miou"]
     assert {f.path.name for f in folders if f.vocabulary.exists()} == {*demo.ASKED}
     page = pages[-1]
-    assert "Still under way" not in page
+    assert "Missing: " not in page
     missing = [f.path.name for f in folders if f not in kept]
-    assert re.search(rf"Still under way: .*{missing[-1]}\. This page", pages[0])
+    assert re.search(rf"Missing: .*{missing[-1]}\. This page", pages[0])
     shown = ["not CamVid results", "in other words", *(f"Table 7.{n}" for n in range(1, 7))]
     assert [text for text in shown if text not in page] == []
 

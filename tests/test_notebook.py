@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -10,8 +11,9 @@ from unittest.mock import Mock
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from camvid_lang import notebook
+from camvid_lang import MODELS, notebook
 from camvid_lang.errors import InputError
+from camvid_lang.models.encoder import ASSETS
 from camvid_lang.notebook import Session, live_curves, start
 
 
@@ -38,7 +40,7 @@ def finish(finished):
 
 def test_results_are_read_here_and_on_drive(work, finish):
     session = Session("smoke", work / "data", work / "runs", work / "drive")
-    with pytest.raises(InputError, match="no finished run; run notebook 02 or 03 first"):
+    with pytest.raises(InputError, match="no finished run; run notebook 02, 03 or 04 first"):
         session.finished()
     finish(session.runs, "frozen-names", 30.0)
     finish(session.drive, "frozen-names", 99.0)  # the local one comes first
@@ -48,8 +50,21 @@ def test_results_are_read_here_and_on_drive(work, finish):
     assert found == [("frozen-names", 30.0), ("swiftnet", 50.0), ("Copy of frozen-names", 20.0)]
     assert [path.name for path in session.runs.iterdir()] == ["frozen-names"]  # nothing is copied
     assert session.best() == "frozen-names"
-    with pytest.raises(InputError, match=r"full-names is not finished: run it, or choose $"):
+    assert "None of the runs of this table" in session.tables("7.2").data
+    with pytest.raises(InputError, match=r"full-names is not finished: run it \(.*04\)$"):
         session.folder("full-names")
+
+
+def test_without_a_run_of_words_the_model_of_the_package_answers(work, finished, capsys):
+    for data, model in (("scenes", "demo"), ("scenes-smoke", "demo"), ("own", "camvid")):
+        session = Session("smoke", work / data, work / data / "runs")
+        assert "None of the runs" in session.tables("7.1").data
+        assert session.segmenter().folder == ASSETS / MODELS[model]
+        shutil.copytree(finished / "swiftnet", session.runs / "swiftnet")  # which has no words
+        assert session.segmenter().folder == ASSETS / MODELS[model]
+        shutil.copytree(finished / "frozen-names", session.runs / "frozen-names")
+        assert session.segmenter().folder == session.runs / "frozen-names"
+        assert session.segmenter("bilinear-names").experiment.epochs == 0
 
 
 @pytest.mark.parametrize("compared", [True, False])

@@ -94,6 +94,7 @@ def test_the_notebook_is_ready_for_colab(name, generator):
     assert f"research.google.com/github/{short}/blob/{tag}/notebooks/{name}.ipynb" in text
     assert f'REPOSITORY = "{address}"  # @param' in setup.source
     assert f'REF = "{tag}"  # @param' in setup.source
+    assert f"{short}/blob/{tag}/notebooks/{name}.ipynb" in (REPO / "README.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")

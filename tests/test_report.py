@@ -289,8 +289,20 @@ def test_a_run_of_fewer_epochs_is_marked_and_not_compared(tmp_path):
     page = Page(report_runs([tmp_path]))
     fair = "full-names 61.1\u00a0%, swiftnet 62.1\u00a0%, frozen-names 59.1\u00a0%."
     assert f"same frames and number of epochs (30): {fair}" in page.text
+    data = {**runs["frozen-names"]["data"], "train_digest": "other"}
+    others = {**runs, "frozen-names": {**runs["frozen-names"], "data": data}}
+    assert tables.fair_runs(others, "full-names") == ["swiftnet"]
     bold = re.findall(r'<td class="measured best"[^>]*>(.*?)</td>', page.source)
     assert bold[:3] == ["32.12", "42.12", "62.12"]
+
+
+def test_a_page_without_a_run_that_can_be_best_is_written(tmp_path):
+    whole = {**result()["settings"], "train_encoder": True}
+    short = result("full-names", settings=whole)
+    longer = result("swiftnet", settings=whole, history=short["history"] * 2)
+    for name, run in {"full-names": short, "swiftnet": longer}.items():
+        write_run(tmp_path / name, run)
+    assert "2 epochs, others 4" in Page(report_runs([tmp_path])).text
 
 
 def test_seeds_of_one_experiment_are_one_row_with_their_mean_and_each_value(tmp_path):

@@ -330,7 +330,7 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
             epochs, values = ([row[k] for row in history] for k in ("epoch", key))
             colour, dashes = colours[run], "--" if "descriptions" in run else "-"
             drawn.append((colour, dashes))
-            width = 2.4 / drawn.count(drawn[-1])  # tells runs of one look apart
+            width = 2.4 / drawn.count(drawn[-1])  # runs of one look differ in width
             axes.plot(epochs, values, dashes, c=colour, lw=width, label=one_line(run, 40))
             if key == "miou" and "miou_val" in history[-1]:
                 axes.plot(epochs, [row["miou_val"] for row in history], ":", c=colour, lw=width)

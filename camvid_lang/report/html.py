@@ -76,13 +76,13 @@ def report_runs(
 
 def _seeds(results: tables.Results) -> dict[str, list[str]]:
     """{name: runs}; together, as `experiment (3 seeds)`, are runs that differ only in the seed."""
-    alike: dict[str, list[str]] = {}
+    same_runs: dict[str, list[str]] = {}
     for name, r in results.items():
         same = [r["experiment"], {**r["settings"], "seed": 0}, len(r["history"]), r["data"]["name"]]
         same += [r["data"].get(key) for key in ("digest", "train_digest")]
-        alike.setdefault(json.dumps(same, sort_keys=True), []).append(name)
+        same_runs.setdefault(json.dumps(same, sort_keys=True), []).append(name)
     groups: dict[str, list[str]] = {}
-    for names in alike.values():
+    for names in same_runs.values():
         if len({results[n]["settings"].get("seed") for n in names}) < max(2, len(names)):
             groups |= {name: [name] for name in names}
             continue
@@ -126,9 +126,8 @@ def _page(
             samples.setdefault(name, (np.moveaxis(image, 0, -1), label))
     samples = dict([*samples.items()][:SAMPLES])
     values = {"runs": results, "frames": frames, "samples": samples, "words": words}
-    values["coming"] = coming
     values |= {"figures": figures, "tables": tables, "absent_class_rule": ABSENT_CLASS_RULE}
-    return environment.get_template("report.html.j2").render(values)
+    return environment.get_template("report.html.j2").render(values, coming=coming)
 
 
 def _image(pixels: np.ndarray, kind: str = "png") -> str:

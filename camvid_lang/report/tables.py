@@ -108,7 +108,8 @@ def short_runs(results: Results) -> dict[str, str]:
 def fair_runs(results: Results, name: str) -> list[str]:
     """The other runs of the same frames and number of epochs, the best first."""
     data, epochs = ({n: r[key] for n, r in results.items()} for key in ("data", "history"))
-    same = {n: (data[n]["name"], data[n].get("digest"), len(epochs[n])) for n in results}
+    keys = "name", "digest", "train_digest"
+    same = {n: (*map(data[n].get, keys), len(epochs[n])) for n in results}
     fair = [n for n in results if same[n] == same[name] and results[n]["miou"] is not None]
     return sorted((n for n in fair if n != name), key=lambda n: -results[n]["miou"])
 
