@@ -75,13 +75,13 @@ session.tables()
 #
 # The mean hides large differences. Large regions of a typical colour (sky, road) are easy; thin
 # objects (pole) and rare ones (bicyclist) are where models differ. The colour says how much a run is
-# above (purple) or below (orange) the one without language, if it was run.
+# above (purple) or below (orange) the one without language, if it was trained as long, or else the best.
 
 # %%
 from camvid_lang.report.figures import class_matrix
 
 best = session.best()
-reference = "swiftnet" if "swiftnet" in results else best
+reference = "swiftnet" if "swiftnet" in results.keys() - short.keys() else best
 class_matrix({name: result["iou"] for name, result in results.items()}, reference)
 
 # %% [markdown]
@@ -124,8 +124,8 @@ print(f"the package: {scores(confusion_matrix([(found, label)]))['iou'][CLASSES[
 # %% [markdown]
 # ## What is confused with what?
 #
-# Each row shows how the best model with language classifies the pixels of one class, in percent of
-# the row.
+# Each row shows how the best model with language, of those whose weights are here, classifies the pixels of one class, in
+# percent of the row.
 
 # %%
 from camvid_lang.report.figures import confusion
