@@ -67,7 +67,7 @@ FOLDER = argument("directory", metavar="DIR", help="folder in CamVid's layout")
     "demo",
     argument("--out", default="runs/demo", help="folder (default: runs/demo)"),
     argument("--epochs", type=int,
-             help="of frozen encoders (default: 11, with --all 18); full ones get 5/3"),
+             help="of frozen encoders (default: 12, with --all 18); full ones get 5/3"),
     argument("--all", action="store_true", help="all nine experiments: 20 minutes"),
     DEVICE,
     FRESH,

@@ -203,11 +203,11 @@ predictions(shown.images, shown.labels, shown.predictions, shown.names)
 #
 # <details><summary>Solutions, on drawn scenes</summary>
 #
-# 1. At 0.07 the mIoU is @F@ %, at 0.1 @FT1@ and at 1 @FT2@. Cosines lie between -1 and 1. At temperature 1 the largest
-#    probability that a softmax of 11 of them can give is $e^1 / (e^1 + 10\,e^{-1}) = 0.42$, so the loss stays above
-#    $-\log 0.42 = 0.86$, and its gradient pushes right pixels as hard as wrong ones.
+# 1. After 11 epochs the mIoU is 53.1 % at 0.07, the profile's temperature, and 51.9 at 1: the argmax does not depend on it. The
+#    loss does. Cosines lie between -1 and 1, so at temperature 1 the largest probability of one class among 11 is
+#    $e^1 / (e^1 + 10\,e^{-1}) = 0.42$, and the loss of a perfect model is still $-\log 0.42 = 0.86$.
 # 2. The one after the last checkpoint, and the curve is the same: the crops follow from seed and epoch.
-# 3. @F16@ % with 16 channels against @F@ with 64. Most of the time is the encoder's, which is the same.
+# 3. After 11 epochs 49.7 % with 16 channels against 53.1 with 64.
 #
 # </details>
 #
