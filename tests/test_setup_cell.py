@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from camvid_lang import __version__
+
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "01_data.ipynb"
 
 
@@ -42,7 +44,7 @@ def setup(tmp_path, monkeypatch):
 
 
 def test_what_fails_is_one_line_with_the_address(setup, tmp_path, monkeypatch):
-    message = "^cannot clone REPOSITORY file:///nowhere, REF main: check both"
+    message = f"^cannot clone REPOSITORY file:///nowhere, REF v{__version__}: check both"
     with pytest.raises(SystemExit, match=message):
         setup("file:///nowhere")
     monkeypatch.setenv("PATH", "")
@@ -58,7 +60,8 @@ def test_it_clones_once_and_prefers_a_local_copy_or_the_one_next_to_the_notebook
     package.parent.mkdir(parents=True)
     package.touch()
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "all"]):
+    tag = ["tag", f"v{__version__}"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"], tag):
         subprocess.run([*git, *arguments], check=True, cwd=tmp_path / "origin")
     notebook = str(tmp_path / "origin" / "notebooks" / "01_data.ipynb")  # as VS Code gives it
     assert setup("file:///nowhere", __vsc_ipynb_file__=notebook)[0] == str(tmp_path / "origin")
