@@ -84,7 +84,8 @@ def rain(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Half of the contrast, less light, and 400 bright streaks of 15 pixels."""
     grey = 0.35 + 0.5 * (values - 0.5)
     height, width = values.shape[:2]
-    for x, y in zip(random.integers(width, size=400), random.integers(height, size=400)):  # noqa: B905
+    starts = random.integers(width, size=400), random.integers(height, size=400)
+    for x, y in zip(*starts, strict=True):
         for step in range(15):
             row, column = (y + step) % height, (x + step // 4) % width
             grey[row, column] = 0.6 * grey[row, column] + 0.4 * 0.85

@@ -45,7 +45,7 @@ def demo_settings(name: str, epochs: int = ALL_EPOCHS) -> dict:
     if name == "swiftnet":  # the slowest row by far; ResNet-18 starts from random weights here
         return SETTINGS | SWIFTNET | {"epochs": max(1, epochs // 6)}
     if name.startswith("adapter"):  # 14 instead of 5 gained half a point
-        return SETTINGS | {"epochs": min(6, epochs)}
+        return SETTINGS | {"epochs": max(1, min(6, epochs))}
     epochs = max(1, epochs * EXPERIMENTS[name].epochs // 240)
     return SETTINGS | {"epochs": epochs, "warmup_epochs": max(1, epochs // 8)}
 
@@ -75,7 +75,8 @@ def run_demo(
         every_row: of the thesis, instead of ROWS.
     """
     folder, names = Path(out), [*THESIS_ROWS] if every_row else ROWS
-    epochs = epochs or (ALL_EPOCHS if every_row else EPOCHS)
+    default = ALL_EPOCHS if every_row else EPOCHS
+    epochs = default if epochs is None else epochs
     rows = demo_experiments(names, epochs)
     unpack_scenes(folder / "scenes")
     for row in rows:

@@ -132,9 +132,9 @@ class Session:
     def configure(self, name: str) -> Experiment:
         """The experiment `name` with this session's profile and settings."""
         # Drawn scenes are smaller than CamVid's frames: the settings of the demo suit them better.
-        suited = demo_settings(name, EPOCHS if name in ROWS else ALL_EPOCHS)
+        epochs = EPOCHS if name in ROWS else ALL_EPOCHS
+        suited = demo_settings(name, epochs) if self._on_scenes else {}
         chosen = _settings_of(name, self.settings)
-        suited = suited if self._on_scenes else {}
         return configure(name, **{"profile": self.profile, **suited, **chosen})
 
     @property

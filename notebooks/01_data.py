@@ -177,7 +177,7 @@ for k in sorted(range(11), key=lambda k: -absent[k])[:3]:
 #
 # <details><summary>Solutions, on drawn scenes</summary>
 #
-# 1. Scenes 219, 87 and 254, with 6 % void; the mean is 1.4 %. Void lies where two classes meet.
+# 1. Scenes 219, 87 and 254, with 6 % void; the mean is 1.4 %. Void is where two classes meet.
 # 2. Accuracy is the share of road, 33.6 %. Its IoU is the same number, as every pixel that is not road is a false positive;
 #    the other ten are 0, so the mIoU is 33.6 / 11 = 3.1 %.
 # 3. "A grey mass of smoke and steam above the roofs of the houses": sign rises from 0.21 to 0.78 and pole from 0.03 to 0.46.

@@ -203,7 +203,7 @@ predictions(shown.images, shown.labels, shown.predictions, shown.names)
 #
 # <details><summary>Solutions, on drawn scenes</summary>
 #
-# 1. After 11 epochs the mIoU is 53.1 % at 0.07, the profile's temperature, and 51.9 at 1: the argmax does not depend on it. The
+# 1. After 11 epochs the mIoU is 53.1 % at 0.07, the profile's temperature, and 51.9 at 1 (`benchmarks/exercises.json`): the argmax does not depend on it. The
 #    loss does. Cosines lie between -1 and 1, so at temperature 1 the largest probability of one class among 11 is
 #    $e^1 / (e^1 + 10\,e^{-1}) = 0.42$, and the loss of a perfect model is still $-\log 0.42 = 0.86$.
 # 2. The one after the last checkpoint, and the curve is the same: the crops follow from seed and epoch.

@@ -71,7 +71,7 @@ architecture("swiftnet")
 # %% [markdown]
 # The two kinds of last layer, for one pixel with a vector of 128 numbers. SwiftNet's has weights for each class (in a 3x3
 # convolution; here for one pixel), which are trained and mean nothing outside this network. With language, the text embeddings
-# take their place: the vector lies in their space, or is projected to it where the upsampler is narrower, as here, and
+# take their place: the vector is in their space, or is projected to it where the upsampler is narrower, as here, and
 # everything has length one.
 
 # %%
@@ -135,7 +135,7 @@ comparison(kept)
 # 3. Thin ones: with the carried runs pole has 16 % IoU frozen and 30 trained, pedestrian 13 and 26, sign 52 and 61; road and sky
 #    gain one or two points.
 # 4. With `cpu` the boundary weight is 8 already; with 1 the mIoU after 18 epochs is 57.7 % instead of 60.3, pole 14.8 instead of
-#    22.1.
+#    22.1 (`benchmarks/exercises.json`).
 # 5. For `full-names` on CamVid, profile `cpu` without weights: it rises from 25 to 52 % and hardly any more after epoch 19 of 24,
 #    when the learning rate is low; val is one video, so it jumps by several points from epoch to epoch
 #    (`benchmarks/camvid-tiny.json`).

@@ -182,7 +182,7 @@ predictions(test.images[chosen], test.labels[chosen], ids[chosen], names, title=
 # <details><summary>Solutions, on drawn scenes</summary>
 #
 # 1. In scene 33, which all keep, 77 % of the pixels are right without training, 88 with a frozen encoder, 90 with all trained;
-#    the difference lies in outlines and thin things.
+#    the difference is in outlines and thin things.
 # 2. The package's SwiftNet had three epochs only, so the question cannot be answered with it: it takes 51 % of the pole pixels
 #    for building, full-narrow 37 %. Train both for as long.
 # 3. With the tiny CLIP tree and building, at 0.33; 7 % of the tree pixels become building. But so do 20 % of the fence pixels,

@@ -26,6 +26,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbformat import NotebookNode
+from PIL import Image
 
 from camvid_lang import __version__
 
@@ -116,9 +117,7 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
     client = NotebookClient(copy, timeout=1800, kernel_name="python3")
     client.execute(cwd=str(folder), env={**os.environ, "HF_HUB_OFFLINE": "1"})
     images = [
-        base64.b64encode(buffer["data"]).decode()
-        if isinstance(buffer["data"], bytes)
-        else buffer["data"]
+        buffer["data"]
         for model, state in client.widget_state.items()
         if state.get("_model_name") == "ImageModel"
         for buffer in client.widget_buffers.get(model, {}).values()
@@ -144,17 +143,15 @@ def stored(output: NotebookNode, folder: Path, images: list[str]) -> list[Notebo
         return [output] if output.name == "stdout" and lines else []
     if "application/vnd.jupyter.widget-view+json" in output.data:
         return [nbformat.v4.new_output("display_data", {"image/png": small(x)}) for x in images]
-    output.data.pop("text/plain", None) if len(output.data) > 1 else None
+    if len(output.data) > 1:
+        output.data.pop("text/plain", None)
     if "image/png" in output.data:
         output.data["image/png"] = small(output.data["image/png"])
-    output.pop("execution_count", None) if output.output_type != "execute_result" else None
     return [output] if any(output.data.values()) else []
 
 
 def small(png: str) -> str:
     """A PNG in base64 with few colours."""
-    from PIL import Image
-
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         image.thumbnail((WIDTH, 4 * WIDTH))
         image.convert("RGB").quantize(COLOURS).save(buffer := io.BytesIO(), "PNG", optimize=True)

@@ -107,7 +107,7 @@ def test_curves_leave_out_what_was_not_trained():
     (line,), (other,) = (axes.lines for axes in figures.curves({"a": HISTORY, "still": []}).axes)
     assert (line.get_label(), line.get_xydata().tolist()) == ("a", [[1, 2.0], [2, 1.0]])
     np.testing.assert_array_equal(other.get_xydata(), [[1, np.nan], [2, 40.0]])
-    for axes in figures.curves({"a": HISTORY, "short": HISTORY[:1]}).axes:  # one is no curve
+    for axes in figures.curves({"a": HISTORY, "short": HISTORY[:1]}).axes:  # one epoch: none
         assert [line.get_label() for line in axes.lines] == ["a"]
     figure = figures.curves({"short": HISTORY[:1]})
     assert figure.axes[1].get_xlabel() == "epoch (a curve needs two)"

@@ -130,8 +130,8 @@ def test_a_notebook_shows_a_result_as_an_image_and_a_segmenter_in_one_line(segme
         return DisplayFormatter().format(value)[0]
 
     result = segmenter.segment(RGB, "car, tree")
-    picture = Image.open(io.BytesIO(shown(result)["image/png"]))
-    np.testing.assert_array_equal(picture, result.overlay(legend=True))
+    image = Image.open(io.BytesIO(shown(result)["image/png"]))
+    np.testing.assert_array_equal(image, result.overlay(legend=True))
     large = segmenter.segment(np.zeros((300, 2100, 3), np.uint8))
     assert 512 < Image.open(io.BytesIO(shown(large)["image/png"])).width <= 1024
     line = shown(segmenter)["text/plain"]

@@ -301,7 +301,6 @@ def class_matrix(series: Mapping[str, Mapping[str, float | None]], reference: st
     return figure
 
 
-@_styled
 def family_colours(runs: Collection[str]) -> dict[str, str]:
     """{run: colour}, one colour for each `family`; grey is SwiftNet's."""
     families = ("full", "frozen", "adapter", "best", "bilinear", "swiftnet", *map(family, runs))

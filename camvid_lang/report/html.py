@@ -113,9 +113,7 @@ def _finished(folder: Path) -> list[RunFolder]:
     return runs[:1] if runs[0].path == folder else runs
 
 
-def _page(
-    results: tables.Results, frames: Mapping, words: Mapping, coming: Sequence[str] = ()
-) -> str:
+def _page(results: tables.Results, frames: Mapping, words: Mapping, coming: Sequence[str]) -> str:
     options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     loader = jinja2.PackageLoader("camvid_lang.report", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, **options)

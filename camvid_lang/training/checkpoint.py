@@ -128,11 +128,11 @@ class TrainingState:
     history: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
-        frames, size = ("", None)
-        if self.frames:
-            frames, size = self.frames.digest, list(self.frames.images.shape[-2:])
-        encoder = encoder_digest(self.model.encoder)
-        self.identity = {"frames": frames, "size": size, "encoder": encoder}
+        self.identity = {
+            "frames": self.frames.digest if self.frames else "",
+            "size": list(self.frames.images.shape[-2:]) if self.frames else None,
+            "encoder": encoder_digest(self.model.encoder),
+        }
 
     def contents(self) -> dict:
         """Everything that the next epoch depends on, as tensors and plain data."""
