@@ -100,7 +100,7 @@ class _Normalise(nn.Module):
             low, high = map(float, images.aminmax())  # less than 0 by a rounding error
             if not (images.is_floating_point() and -1e-3 <= low <= high <= 1.001):
                 found = f"images are {images.dtype} with values {low:g} to {high:g}"
-                raise InputError(f"{found}: give uint8 in 0..255 or floats in 0..1, not normalised")
+                raise InputError(f"{found}: give uint8 in 0..255, or floats in 0..1 as they are")
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
 
