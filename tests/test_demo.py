@@ -70,6 +70,7 @@ def test_rows_are_run_once_whatever_stops_them_and_shown_on_one_page(tmp_path, m
     assert {f.path.name for f in folders if f.vocabulary.exists()} == {*demo.ASKED}
     page = pages[-1]
     assert "Missing: " not in page
+    assert f"{chance['miou']:.1f}</td>" in page
     missing = [f.path.name for f in folders if f not in kept]
     assert re.search(rf"Missing: .*{missing[-1]}\. This page", pages[0])
     shown = ["not CamVid results", "in other words", *(f"Table 7.{n}" for n in range(1, 7))]

@@ -39,21 +39,30 @@ def test_a_carried_run_is_small_and_segments_as_before(tiny_dataset, tmp_path):
         carry.main([str(carried.path), "--to", str(tmp_path / "again")])
 
 
-def test_the_street_model_starts_from_the_demo_and_is_carried_without_frames(
+def test_the_street_model_starts_from_drawn_scenes_and_is_carried_without_frames(
     tiny_dataset, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(street_model, "ASSETS", tmp_path / "assets")
     smoke = {"epochs": 0, "crop": 64, "batch_size": 4, "limit": 4}
+    few = {split: (4, first) for split, (_, first) in street_model.SCENES.items()}
+    for name, value in {
+        "ASSETS": tmp_path / "assets",
+        "SCENES": few,
+        "ON_SCENES": {**street_model.ON_SCENES, **smoke, "epochs": 1},
+    }.items():
+        monkeypatch.setattr(street_model, name, value)
     call = ["--data", str(tiny_dataset), "--out", str(tmp_path / "run"), "--carry"]
     call += [part for key, value in smoke.items() for part in ("--set", f"{key}={value}")]
     street_model.main(call)
     folder = RunFolder(tmp_path / "assets" / "camvid")
     model, experiment, text_encoder = load_run(folder.path)
-    start = load_run(CARRIED / NAME)[0].encoder.state_dict()
-    found = model.encoder.state_dict()
+    encoders = load_run(tmp_path / "street-start" / "run")[0], load_run(CARRIED / NAME)[0], model
+    start, demo, found = (x.encoder.state_dict() for x in encoders)
     assert all((found[key] - start[key]).abs().max() < 1e-2 for key in start)  # in float16
+    assert any((start[key] - demo[key]).abs().max() > 1e-6 for key in start)
+    drawn = load_camvid(tmp_path / "street-start" / "scenes", "trainval")
+    assert (len(drawn), drawn.images.shape[2:]) == (8, (360, 480))
     assert (experiment.weights, read_figures(folder.figures).images.shape[0]) == ("", 0)
-    assert read_results(folder.results)["encoder"]["weights"] == "demo-encoder.safetensors"
+    assert read_results(folder.results)["encoder"]["weights"] == "pretrained.safetensors"
     assert text_encoder().encode(["car"]).shape == (1, 64)
     call[-8:] = ["--set", "epochs=1", "--set", "epoch=1"]
     with pytest.raises(InputError, match="did you mean 'epochs'"):

@@ -333,6 +333,7 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
             axes.plot(epochs, values, dashes, c=colour, lw=width, label=one_line(run, 40))
             if key == "miou" and "miou_val" in history[-1]:
                 axes.plot(epochs, [row["miou_val"] for row in history], ":", c=colour, lw=width)
+        axes.update_datalim([(1, 0)])  # so that the margin above is a share of the whole height
         axes.set(ylabel=label, ylim=(0, None))
         axes.grid()
     axes.set_xlabel("epoch" if histories else "epoch (a curve needs two)")

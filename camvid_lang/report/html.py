@@ -14,8 +14,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from camvid_lang import evaluation
 from camvid_lang.errors import InputError
-from camvid_lang.evaluation import ABSENT_CLASS_RULE
 from camvid_lang.report import figures, tables
 from camvid_lang.report.thesis import THESIS_ROWS
 from camvid_lang.results import (
@@ -124,7 +124,7 @@ def _page(results: tables.Results, frames: Mapping, words: Mapping, coming: Sequ
             samples.setdefault(name, (np.moveaxis(image, 0, -1), label))
     samples = dict([*samples.items()][:SAMPLES])
     values = {"runs": results, "frames": frames, "samples": samples, "words": words}
-    values |= {"figures": figures, "tables": tables, "absent_class_rule": ABSENT_CLASS_RULE}
+    values |= {"figures": figures, "tables": tables, "evaluation": evaluation}
     return environment.get_template("report.html.j2").render(values, coming=coming)
 
 

@@ -23,11 +23,12 @@ def class_colours(names: Sequence[str]) -> list[Colour]:
 
     Example:
         >>> class_colours(["sky", "lorry"])
-        [(128, 128, 128), (230, 69, 69)]
+        [(128, 128, 128), (69, 230, 181)]
     """
     camvid = dict(zip((*CLASSES, "void"), PALETTE, strict=True)) | {NONE_OF_THESE: (255,) * 3}
-    # Steps of the golden ratio spread any number of hues; three brightnesses take turns.
-    hues = (colorsys.hsv_to_rgb(k * 0.618 % 1, 0.7, 0.9 - k % 3 * 0.15) for k in count())
+    # Steps of the golden ratio spread any number of hues, the first few far from CamVid's; three
+    # brightnesses take turns.
+    hues = (colorsys.hsv_to_rgb((0.45 + k * 0.618) % 1, 0.7, 0.9 - k % 3 * 0.15) for k in count())
     others = (tuple(round(255 * part) for part in hue) for hue in hues)
     return [camvid[name] if name in camvid else next(others) for name in names]
 
