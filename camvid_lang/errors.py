@@ -5,8 +5,6 @@ from pathlib import Path
 
 from camvid_lang import MODELS
 
-START_OVER = "start over with fresh=True"
-
 
 class InputError(Exception):
     """The input is wrong; the message says what is wrong, where, and how to fix it.

@@ -116,17 +116,10 @@ def evaluate(
     text = vocabulary and vocabulary.to(device).vectors
     batches = [x.split(batch_size) for x in share(frames.images, frames.labels)]
     batches = tqdm([*zip(*batches, strict=True)], desc, unit="batch", disable=not is_main())
-    confusion = total(confusion_matrix(_predictions(model, batches, text)).to(device))
-    return {**scores(confusion), "confusion": confusion.tolist()}
-
-
-def _predictions(
-    model: SegmentationModel, batches: Iterable[tuple[Tensor, Tensor]], text: Tensor | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
     model.eval()
-    for images, labels in batches:
-        found = predict(model, images, text)
-        yield found, labels.to(found.device)
+    pairs = ((predict(model, x, text), labels.to(device)) for x, labels in batches)
+    confusion = total(confusion_matrix(pairs).to(device))
+    return {**scores(confusion), "confusion": confusion.tolist()}
 
 
 # Other words

@@ -141,10 +141,6 @@ class Session:
     def _on_scenes(self) -> bool:
         return self.data.name == "scenes" and self.profile == "cpu"
 
-    def _is_carried(self, name: str) -> bool:
-        carried = name not in ROWS and (CARRIED / name).is_dir()
-        return self._on_scenes and carried and not self.settings
-
     def run(self, name: str) -> dict:
         """Train and score an experiment, resume it, or read it if it is finished: `runs.run`.
 
@@ -153,9 +149,10 @@ class Session:
         """
         experiment, fresh = self.configure(name), name in self.fresh
         folders = [root / self._folder(name) for root in (self.runs, self.drive) if root]
+        copied = self._on_scenes and not self.settings and name not in ROWS
         if fresh:
             print(f"FRESH: {name} starts over in {' and '.join(map(str, folders))}")
-        elif self._is_carried(name) and not folders[0].exists():
+        elif copied and (CARRIED / name).is_dir() and not folders[0].exists():
             print(f"{name} ({experiment.epochs} epochs) is read from the package, not trained here")
             shutil.copytree(CARRIED / name, folders[0])
         thesis = configure(name).settings().items()

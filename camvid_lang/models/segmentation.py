@@ -113,8 +113,7 @@ class SegmentationModel(nn.Module):
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of `trained_state`; `RuntimeError`: keys or shapes of another model."""
-        whole, trained = self.state_dict(), self.trained_state()
-        frozen = {key: value for key, value in whole.items() if key not in trained}
+        frozen = {} if self.train_encoder else self.encoder.state_dict(prefix="encoder.")
         self.load_state_dict({**state, **frozen})
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from camvid_lang.data.camvid import Frames
-from camvid_lang.errors import START_OVER, InputError
+from camvid_lang.errors import InputError
 from camvid_lang.experiments import Experiment
 from camvid_lang.models.segmentation import SegmentationModel
 from camvid_lang.models.text import Vocabulary
@@ -201,7 +201,7 @@ def changed_settings(stored: Mapping, wanted: Mapping) -> list[str]:
 def raise_changed(what: str, changed: list[str]) -> None:
     """`InputError` where anything has changed; only runs of the same experiment start over."""
     if changed:
-        over = "" if changed[0].startswith("name ") else f", or {START_OVER}"
+        over = "" if changed[0].startswith("name ") else ", or start over with fresh=True"
         advice = f"undo the change, choose another folder{over}"
         raise InputError(f"{what} ({'; '.join(changed)}): {advice}")
 
