@@ -52,7 +52,9 @@ print(verify(session.data).summary())
 #
 # A label is an image too: each pixel holds the id of its class, 0 to 10, or 11 for void. Void marks
 # pixels that the annotators did not assign to a class. It is ignored everywhere: in the loss and in
-# every score. With `DATA = "scenes"` the frames below are drawings, not CamVid.
+# every score. With `DATA = "scenes"` the frames below
+# are drawings, not CamVid: `scripts/draw_scenes.py` made them, 560 for training, 40 for validation and 60 for testing; the
+# tiny CLIP was trained on other scenes of the same kind, and on captions of its own.
 
 # %%
 from camvid_lang.report.figures import frames_and_labels
@@ -66,7 +68,8 @@ frames_and_labels(train.images[chosen], train.labels[chosen], [train.names[i] fo
 # ## Class frequencies
 #
 # A class of few pixels, such as poles, costs almost no accuracy where a model never predicts it. This is why the main
-# score is a mean over classes and not over pixels.
+# score is a mean over classes and not over pixels. The shares in the figure are of all pixels, void included; those
+# printed below are of the labelled ones.
 
 # %%
 from camvid_lang.report.figures import class_frequencies
@@ -170,14 +173,15 @@ for k in sorted(range(11), key=lambda k: -absent[k])[:3]:
 #
 # 1. In the cell of figure 4.1, show the frames with the most void pixels:
 #    `chosen = (train.labels == 11).flatten(1).sum(1).argsort(descending=True)[:3].tolist()`.
-# 2. What accuracy has a model that predicts "road" everywhere? And what mIoU? Compute both from the
+# 2. What is the accuracy of a model that predicts "road" everywhere? And its mIoU? Compute both from the
 #    class frequencies, before you run anything.
 # 3. Replace the description of the sky by one of your own, `prompts = {**descriptions, "sky": ["..."]}`, and
 #    embed it by `embed(prompts, encoder)`. Which classes come closer to it?
 #
 # <details><summary>Solutions, on drawn scenes</summary>
 #
-# 1. Scenes 219, 87 and 254, with 6 % void; the mean is 1.4 %. Void is where two classes meet.
+# 1. Scenes 219, 87 and 254, with 6 % void; the mean is 1.4 %. In drawn scenes void is the car's own bonnet and some boxes on
+#    the pavement; in CamVid also what belongs to none of the 11 classes.
 # 2. Accuracy is the share of road, 33.6 %. Its IoU is the same number, as every pixel that is not road is a false positive;
 #    the other ten are 0, so the mIoU is 33.6 / 11 = 3.1 %.
 # 3. "A grey mass of smoke and steam above the roofs of the houses": sign rises from 0.21 to 0.78 and pole from 0.03 to 0.46.

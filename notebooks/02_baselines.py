@@ -31,7 +31,7 @@ SETTINGS = ""  # @param {type: "string"}
 # `adapter-names`; what they left is deleted, also on Drive, so empty the field before you leave. `SETTINGS` replaces
 # settings of what is trained, as in `epochs=60, batch_size=4`; such runs are kept in folders of their own.
 #
-# With `cpu` and drawn scenes only `adapter-names` is trained here, in a minute; the runs on descriptions come with the
+# An *epoch* is one pass over the training frames. With `cpu` and drawn scenes only `adapter-names` is trained here, in a minute; the runs on descriptions come with the
 # package.
 
 # %%
@@ -155,8 +155,8 @@ architecture("adapter")
 
 # %% [markdown]
 # In PyTorch the adapter is four lines, and the loss is one. Its layers start from random weights, so the loss is larger than
-# that of CLIP's own map, until they are trained. Without any knowledge every class has the probability 1/11, and the loss is
-# $\log 11 \approx 2.40$.
+# that of CLIP's own map, until they are trained. If every class had the probability 1/11, the loss would be
+# $\log 11 \approx 2.40$; a larger one means that wrong classes have the higher probabilities.
 
 # %%
 from torch import nn
@@ -179,7 +179,10 @@ for title, features in {
 # %% [markdown]
 # `session.run` resumes an interrupted run and reads a finished one. Try it: interrupt the next cell
 # (the stop button) and run it again. It continues after the last epoch that was saved. After a
-# restart of the kernel, or tomorrow, *Run all* does the same.
+# restart of the kernel, or tomorrow, *Run all* does the same. It first prints the settings other than the thesis's; notebook 3
+# says what they are for. With `cpu` the loss of the curves weighs pixels near other classes more, so it is larger than the
+# one above. The mIoU of the curves is that of the training crops while the weights still change, so it can be below the mIoU
+# on the test frames.
 
 # %%
 for name in [name for name in session.names if not name.startswith("bilinear")]:
@@ -205,7 +208,7 @@ predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.nam
 #
 # 1. Which classes does CLIP find without any training, and which does it miss completely? Look at
 #    `session.finished()["bilinear-names"]["iou"]`.
-# 2. Set `SETTINGS` to `epochs=1` : how many epochs does the adapter need?
+# 2. Set `SETTINGS` to `epochs=1`. How many epochs does the adapter need?
 # 3. Replace `session.names[-1]` by `"bilinear-names"` in the cell above, and compare the outlines.
 #
 # <details><summary>Solutions, on drawn scenes</summary>

@@ -106,8 +106,8 @@ print(f"{trained:,} trained parameters; the encoder has {frozen:,}, all frozen")
 #
 # which needs only the dot products of each cell with itself and with its neighbours to the right,
 # below, and on the two diagonals: 5 maps instead of 640. `camvid_lang.models.cosine` implements it,
-# and its tests compare values and gradients with the direct computation. Forward and backward pass,
-# timed on this machine:
+# and its tests compare values and gradients with the direct computation. The cell times forward and backward
+# pass on your machine (times are not stored with the outputs):
 
 # %%
 from torch.utils.benchmark import Timer
@@ -131,16 +131,29 @@ print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 # ## One step of training
 #
 # `model(images)` is all of the above: encoder, upsampler and cosines with the 11 text embeddings. The loss is that of
-# notebook 2, the cross-entropy of the cosines divided by the temperature, without void. `backward` computes its gradient by
-# each trained parameter, and Adam changes them. Here are twenty steps on a single batch, which the model soon fits.
+# notebook 2, the cross-entropy of the cosines divided by the temperature, without void. `backward` computes its
+# gradient with respect to each trained parameter, and Adam changes them. Here are twenty steps on a single batch, which the
+# model soon fits.
 #
-# The thesis divides by 0.01. With few steps a larger temperature, higher learning rates, and more weight for pixels near
-# another class train faster; the profile `cpu` has these, and the line below says which.
+# The thesis divides by 0.01. With few steps a larger temperature, higher learning rates that first rise linearly for
+# `warmup_epochs`, and more weight for pixels near another class train faster; the profile `cpu` has these, beside a
+# smaller model, smaller crops and fewer epochs. The next cell lists all that differs. A *boundary weight* $w$ other than 1 (the thesis's) makes the loss a weighted mean: a pixel $p$ whose class has the
+# probability $P_p$ counts
+#
+# $$ b_p \, e^{(1 - P_p) / 2}, \qquad b_p = \max(1, w), \max(1, \tfrac{3}{4} w), \max(1, \tfrac{1}{2} w), \max(1, \tfrac{1}{4} w) \text{ or } 1 $$
+#
+# where another class is at most 1, 4, 16, 32 or more pixels away (Oršić and Šegvić 2021). The twenty steps leave it out.
 
 # %%
-print(
-    f"temperature {experiment.temperature}, boundary weight {experiment.boundary_weight}, lr {experiment.lr}"
-)
+from camvid_lang.experiments import EXPERIMENTS
+
+here = experiment.settings()
+print(f"{'setting':20}{'thesis':>30}{'here':>14}")
+for key, value in EXPERIMENTS["frozen-names"].settings().items():
+    if here[key] != value:
+        print(f"{key:20}{value:>30}{here[key]:>14}")
+
+# %%
 optimizer = torch.optim.Adam(model.decoder_parameters(), lr=experiment.lr)
 for step in range(21):
     cosines = model(images)  # (N, 11, H, W), between -1 and 1
@@ -157,8 +170,8 @@ for step in range(21):
 # %% [markdown]
 # ## Training
 #
-# `session.run` does the same for all batches of all epochs, with checkpoints, and scores the model. Adam on random crops (224x224 in the thesis), half of them flipped horizontally; no other
-# augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the
+# `session.run` does the same for all batches of all epochs, with checkpoints, and scores the model. Adam, with an L2 term of
+# $10^{-4}$, is given random crops (224x224 in the thesis), half of them flipped horizontally; there is no other augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the
 # thesis) towards 1/400 of it. In epoch $e = 0, \dots, E - 1$ of $E$ it is
 #
 # $$ \eta_e = \eta_0 \left( \rho + (1 - \rho) \, \frac{1 + \cos(\pi e / E)}{2} \right),
@@ -195,17 +208,18 @@ predictions(shown.images, shown.labels, shown.predictions, shown.names)
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set `SETTINGS` to `temperature=0.1`, then to `temperature=1`. What happens to the loss, and to the mIoU? Why can the loss not become small when the temperature is 1?
+# 1. Set `SETTINGS` to `temperature=1`. What happens to the loss, and to the mIoU? Why can the loss not become small when the temperature is 1?
 # 2. Stop the training in the middle (the stop button) and run the cell again. Which epoch comes next,
 #    and is the curve the one that you would have got without the stop?
 # 3. Set `SETTINGS` to a smaller `width` (128 with the profile `thesis`, 16 with `cpu`). How much mIoU do the wider maps gain,
-#    at what time?
+#    and how much longer does an epoch take?
 #
 # <details><summary>Solutions, on drawn scenes</summary>
 #
-# 1. After 11 epochs the mIoU is 53.1 % at 0.07, the profile's temperature, and 51.9 at 1 (`benchmarks/exercises.json`): the argmax does not depend on it. The
-#    loss does. Cosines lie between -1 and 1, so at temperature 1 the largest probability of one class among 11 is
-#    $e^1 / (e^1 + 10\,e^{-1}) = 0.42$, and the loss of a perfect model is still $-\log 0.42 = 0.86$.
+# 1. After 11 epochs (`benchmarks/exercises.json`; the run above has 12) the mIoU is 53.1 % at 0.07, the profile's temperature, and
+#    51.9 at 1: the largest cosine is the same whatever divides it, only the training differs. The loss changes much. Cosines lie
+#    between -1 and 1, so at temperature 1 a class among 11 has a probability of at most $e^1 / (e^1 + 10\,e^{-1}) = 0.42$, and the
+#    loss is at least $-\log 0.42 = 0.86$.
 # 2. The one after the last checkpoint, and the curve is the same: the crops follow from seed and epoch.
 # 3. After 11 epochs 49.7 % with 16 channels against 53.1 with 64.
 #

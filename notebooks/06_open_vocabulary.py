@@ -3,8 +3,8 @@
 #
 # {{badge}}
 #
-# A network with fixed outputs cannot do this: query a model for "vehicle", "lorry" or "shop window", words it was not
-# trained on. You will see how a pixel and a new word are compared, the segmentation of an image by such words, and a panel
+# A network with fixed outputs cannot do this: query a model for "vehicle", "lorry" or "shop window", which are none of
+# its classes. You will see how a pixel and a new word are compared, the segmentation of an image by such words, and a panel
 # to try your own images and words. An image takes less than a second even without a GPU. Where no run is finished
 # yet (notebooks 2 to 4), a small model answers that comes with the package: trained on CamVid, or, with drawn scenes as
 # `DATA`, on these. The thesis gives open vocabulary as the reason for the whole approach but does not measure it; the last
@@ -21,8 +21,8 @@ DRIVE = False  # @param {type: "boolean"}
 RUN = ""  # @param ["", "frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names", "adapter-descriptions", "bilinear-names"] {allow-input: true}
 
 # %% [markdown]
-# `RUN` is the finished run to query, by default the best. The CLIP of a `frozen-*` run has kept all that it knew; that of a
-# `full-*` run was trained on CamVid and may have forgotten other things. Compare them. `bilinear-names` is not trained, so it
+# `RUN` is the finished run to query, by default the best whose weights are here. The CLIP of a `frozen-*` run has kept all
+# that it knew; that of a `full-*` run was trained further and may have forgotten other things. Compare them. `bilinear-names` is not trained, so it
 # needs no run: with the profile `thesis` it downloads the thesis's CLIP, untrained: all its words, but a coarse
 # map. [Notebook 1](01_data.ipynb) explains the other choices.
 
@@ -46,7 +46,7 @@ print(f"{segmenter.experiment.name}, trained on: {', '.join(segmenter.classes)}"
 # demonstrates the method, not the knowledge of CLIP.
 
 # %%
-words = ["vehicle", "lorry", "shop window", "street lamp", "grass"]
+words = ["vehicle", "lorry", "grass", "shop window", "street lamp"]
 similarity = segmenter.similarity(words)  # (5, 11) cosines of text embeddings
 for word, cosines in zip(words, similarity, strict=True):
     nearest = sorted(zip(cosines, segmenter.classes, strict=True), reverse=True)[:3]
@@ -72,21 +72,22 @@ cosines = torch.from_numpy(segmenter.cosines(image))[:, row, column]  # (11,)
 of_pixel = (cosines / segmenter.temperature).softmax(dim=0)
 of_words = (torch.from_numpy(similarity[:3]) / 0.01).softmax(dim=1)  # 0.01: CLIP's temperature
 
-print(f"{'':12}{'the pixel':>12}", "".join(f"{word:>13}" for word in words[:3]))
+print(" " * 11 + "".join(f"{column:>9}" for column in ("pixel", *words[:3])))
 for name, *shares in zip(segmenter.classes, of_pixel, *of_words, strict=True):
-    print(f"{name:12}", "".join(f"{100 * share:11.1f} %" for share in shares))
-print(f"{'agreement':25}", "".join(f"{100 * x:11.1f} %" for x in of_words @ of_pixel))
+    print(f"{name:11}" + "".join(f"{100 * share:7.1f} %" for share in shares))
+print(f"{'agreement':20}" + "".join(f"{100 * x:7.1f} %" for x in of_words @ of_pixel))
 
 # %% [markdown]
 # This way of comparison is called *anchored* and is the default. `compare="cosine"` is the thesis's way, the largest cosine
-# of pixel and word. For things that training never showed, a run on a frozen CLIP has `compare="clip"`: words that are not
-# of training are compared with CLIP's own coarse map, and training divides among its classes what CLIP leaves to them.
+# of pixel and word. For things that training never showed, a run with a frozen CLIP has `compare="clip"`, in two steps: CLIP's
+# own coarse map gives each new word its share of a pixel; the rest is divided among the trained classes as the trained map
+# says.
 #
 # ## One image, new words
 #
 # The heat maps show the probability of each class among those given: bright where it matches better
-# than all others. `none_below=0.5` adds "none of these" for pixels that are more likely of another
-# trained class than of any of the words.
+# than all others. `none_below=0.5` adds "none of these" for pixels whose agreement $a$ with the best word is
+# below 0.5. In the heat maps it has $0.5 / a$ times the probability of that word, so a third even where the agreement is 1.
 
 # %%
 from IPython.display import display
@@ -117,18 +118,21 @@ panel(segmenter, images)
 # %% [markdown]
 # ## Other words, measured
 #
-# The same frames with the words of training, with the class names, with synonyms, with words of another
-# data set, with finer and coarser words, and with words for things that no frame shows: mIoU of each way
-# of comparison, on four frames. On the whole test split: `python -m camvid_lang vocabulary RUN --data DIR`.
+# The same four frames, asked for in other words; mIoU of each way of comparison (`clip` for runs with a frozen CLIP only), and
+# in the column *trained* that of the trained classes, for reference. A row is a set of words: *own*, those of training;
+# *names*, the class names, also *reversed* in order; *synonyms*; *near*, words of another data set for the same things; *far*,
+# only related ones (fog, skyscraper, bush, bus); *finer*, several kinds of a class; *coarser*, one word for several classes,
+# which then count as one; *unrelated*, things that no frame shows; *descriptions*. On the whole test split:
+# `python -m camvid_lang vocabulary RUN --data DIR`.
 
 # %%
 if segmenter.experiment.epochs:
     found = segmenter.vocabulary_shift(test)["wordings"]
     ways = [way for way in ("anchored", "cosine", "clip") if way in found["own"]]
-    print(f"{'mIoU in %':16}{'trained':>9}", "".join(f"{way:>9}" for way in ways))
+    print(f"{'mIoU in %':12}{'trained':>8}" + "".join(f"{way:>9}" for way in ways))
     for name, row in found.items():
         scores = "".join(f"{row[way]['miou']:9.1f}" for way in ways)
-        print(f"{name:16}{row['trained']:9.1f}", scores)
+        print(f"{name:12}{row['trained']:8.1f}{scores}")
 
 # %% [markdown]
 # ## Exercises
@@ -143,12 +147,13 @@ if segmenter.experiment.epochs:
 # <details><summary>Solutions, on drawn scenes (the model `demo`, scene 0)</summary>
 #
 # 1. Each pixel becomes one of the three: "xylophone" takes 20 % of them, as the tiny CLIP, which does not know the word, has put
-#    it next to "sign" (cosine 0.68). With *none of these* 62 % of the pixels are of no class, and it keeps 1.4 %.
+#    it next to "sign" (cosine 0.68). With *none of these* 62 % of the pixels are of no class, and
+#    "xylophone" keeps 1.4 %.
 # 2. No difference: 86 % of the pedestrian pixels are found both times, as all four words have a cosine above 0.99 with
 #    "pedestrian". With a CLIP that knows more words the mean of several is steadier.
 # 3. On drawn scenes the tiny CLIP knows no windows, so neither is. Try it with the thesis's CLIP.
-# 4. It gives most car pixels to "white car", whatever their colour: both prompts are described by the same class, so only the
-#    cosine, which was not trained for colours, decides between them.
+# 4. It gives most car pixels to "white car", whatever their colour: both words are described by the same trained class, so their
+#    agreement with a pixel is almost the same, and small differences of text embeddings that know no colours decide.
 #
 # </details>
 #

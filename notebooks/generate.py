@@ -32,7 +32,7 @@ from camvid_lang import __version__
 
 HERE = Path(__file__).parent
 CHOICES = {"PROFILE": "cpu", "DATA": "scenes"}  # of the outputs
-COLOURS, WIDTH = 128, 1000  # of a stored image, which then takes a third
+COLOURS, WIDTH = 256, 1000  # of a stored image, which then takes a third
 METADATA = {
     "accelerator": "GPU",
     "colab": {"gpuType": "T4", "provenance": [], "toc_visible": True},
@@ -154,7 +154,8 @@ def small(png: str) -> str:
     """A PNG in base64 with few colours."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         image.thumbnail((WIDTH, 4 * WIDTH))
-        image.convert("RGB").quantize(COLOURS).save(buffer := io.BytesIO(), "PNG", optimize=True)
+        few = image.convert("RGB").quantize(COLOURS, kmeans=2)
+        few.save(buffer := io.BytesIO(), "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
