@@ -50,11 +50,11 @@ print(verify(session.data).summary())
 #
 # ## Frames and labels (figure 4.1)
 #
-# A label is an image too: each pixel holds the id of its class, 0 to 10, or 11 for void. Void marks
-# pixels that the annotators did not assign to a class. It is ignored everywhere: in the loss and in
-# every score. With `DATA = "scenes"` the frames below
-# are drawings, not CamVid: `scripts/draw_scenes.py` made them, 560 for training, 40 for validation and 60 for testing; the
-# tiny CLIP was trained on other scenes of the same kind, and on captions of its own.
+# A label is an image too: each pixel holds the id of its class, 0 to 10, or 11 for void. Void marks pixels that the
+# annotators did not assign to a class. It is ignored everywhere: in the loss and in every score. With
+# `DATA = "scenes"` the frames below are drawings, not CamVid: `scripts/draw_scenes.py` made them, 560 for training, 40 for
+# validation and 60 for testing; the tiny CLIP was trained on other scenes of the same kind, and on captions of its
+# own.
 
 # %%
 from camvid_lang.report.figures import frames_and_labels

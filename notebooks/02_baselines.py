@@ -31,8 +31,8 @@ SETTINGS = ""  # @param {type: "string"}
 # `adapter-names`; what they left is deleted, also on Drive, so empty the field before you leave. `SETTINGS` replaces
 # settings of what is trained, as in `epochs=60, batch_size=4`; such runs are kept in folders of their own.
 #
-# An *epoch* is one pass over the training frames. With `cpu` and drawn scenes only `adapter-names` is trained here, in a minute; the runs on descriptions come with the
-# package.
+# An *epoch* is one pass over the training frames. With `cpu` and drawn scenes only `adapter-names` is trained here,
+# in a minute; the runs on descriptions come with the package.
 
 # %%
 from camvid_lang.notebook import start

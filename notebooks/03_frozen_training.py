@@ -137,12 +137,13 @@ print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 #
 # The thesis divides by 0.01. With few steps a larger temperature, higher learning rates that first rise linearly for
 # `warmup_epochs`, and more weight for pixels near another class train faster; the profile `cpu` has these, beside a
-# smaller model, smaller crops and fewer epochs. The next cell lists all that differs. A *boundary weight* $w$ other than 1 (the thesis's) makes the loss a weighted mean: a pixel $p$ whose class has the
-# probability $P_p$ counts
+# smaller model, smaller crops and fewer epochs. The next cell lists all that differs. A *boundary weight* $w$ other
+# than 1 (the thesis's) weighs the pixels: with $P_p$, the probability of the label of pixel $p$, the loss is
 #
-# $$ b_p \, e^{(1 - P_p) / 2}, \qquad b_p = \max(1, w), \max(1, \tfrac{3}{4} w), \max(1, \tfrac{1}{2} w), \max(1, \tfrac{1}{4} w) \text{ or } 1 $$
+# $$ L = - \frac{\sum_p b_p \, e^{(1 - P_p) / 2} \, \log P_p}{\sum_p b_p}, $$
 #
-# where another class is at most 1, 4, 16, 32 or more pixels away (Oršić and Šegvić 2021). The twenty steps leave it out.
+# where $b_p$ is $w$, $\tfrac{3}{4} w$, $\tfrac{1}{2} w$ or $\tfrac{1}{4} w$, but at least 1, if another class is at most 1, 4, 16
+# or 32 pixels away, and else 1 (Oršić and Šegvić 2021). The twenty steps leave it out.
 
 # %%
 from camvid_lang.experiments import EXPERIMENTS
@@ -170,9 +171,10 @@ for step in range(21):
 # %% [markdown]
 # ## Training
 #
-# `session.run` does the same for all batches of all epochs, with checkpoints, and scores the model. Adam, with an L2 term of
-# $10^{-4}$, is given random crops (224x224 in the thesis), half of them flipped horizontally; there is no other augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the
-# thesis) towards 1/400 of it. In epoch $e = 0, \dots, E - 1$ of $E$ it is
+# `session.run` does the same for all batches of all epochs, with checkpoints, and scores the model. Adam, with an L2
+# term of $10^{-4}$, is given random crops (224x224 in the thesis), half of them flipped horizontally; there is no
+# other augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the thesis)
+# towards 1/400 of it. In epoch $e = 0, \dots, E - 1$ of $E$ it is
 #
 # $$ \eta_e = \eta_0 \left( \rho + (1 - \rho) \, \frac{1 + \cos(\pi e / E)}{2} \right),
 # \qquad \rho = \tfrac{1}{400}. $$

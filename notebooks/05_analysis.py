@@ -187,7 +187,7 @@ predictions(test.images[chosen], test.labels[chosen], ids[chosen], names, title=
 # 1. In scene 33, which all keep, 77 % of the pixels are right without training, 88 with a frozen encoder, 90 with all trained;
 #    the difference is in outlines and thin things.
 # 2. The package's SwiftNet had three epochs only, so the question cannot be answered with it: it takes 51 % of the pole pixels
-#    for building, full-narrow 43 %. Train both for as long.
+#    for building, full-narrow above 43 %. Train both for as long.
 # 3. With the tiny CLIP tree and building, at 0.33; 9 % of the tree pixels become building. But so do 22 % of the fence pixels,
 #    at 0.04: what a thing looks like, and stands in front of, counts more than its text.
 #

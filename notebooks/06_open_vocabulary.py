@@ -21,10 +21,10 @@ DRIVE = False  # @param {type: "boolean"}
 RUN = ""  # @param ["", "frozen-names", "frozen-descriptions", "full-descriptions", "full-narrow-descriptions", "adapter-names", "adapter-descriptions", "bilinear-names"] {allow-input: true}
 
 # %% [markdown]
-# `RUN` is the finished run to query, by default the best whose weights are here. The CLIP of a `frozen-*` run has kept all
-# that it knew; that of a `full-*` run was trained further and may have forgotten other things. Compare them. `bilinear-names` is not trained, so it
-# needs no run: with the profile `thesis` it downloads the thesis's CLIP, untrained: all its words, but a coarse
-# map. [Notebook 1](01_data.ipynb) explains the other choices.
+# `RUN` is the finished run to query, by default the best whose weights are here. The CLIP of a `frozen-*` run has
+# kept all that it knew; that of a `full-*` run was trained further and may have forgotten other things. Compare them.
+# `bilinear-names` is not trained, so it needs no run: with the profile `thesis` it downloads the thesis's CLIP,
+# untrained: all its words, but a coarse map. [Notebook 1](01_data.ipynb) explains the other choices.
 
 # %%
 from camvid_lang.notebook import start

@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if odd := [key for key, equals, _ in pairs if not equals]:
         raise InputError(f"--set {odd[0]}: write it as key=value, as in --set epochs=10")
     settings = {**SETTINGS, "seed": options.seed, **{key: value for key, _, value in pairs}}
+    if made := settings.keys() & {"encoder", "weights"}:
+        raise InputError(f"--set {min(made)}: it is what this script trains; leave it out")
     experiment = cl.experiment("full-names", profile="cpu", encoder=TINY, **settings)
     weights = pretrained(options.start or options.out.parent / "street-start")
     experiment = replace(experiment, weights=str(weights))

@@ -67,6 +67,9 @@ def test_the_street_model_starts_from_drawn_scenes_and_is_carried_without_frames
     call[-8:] = ["--set", "epochs=1", "--set", "epoch=1"]
     with pytest.raises(InputError, match="did you mean 'epochs'"):
         street_model.main(call)
+    for key in ("encoder", "weights"):
+        with pytest.raises(InputError, match=f"--set {key}: .* leave it out"):
+            street_model.main([*call[:5], "--set", f"{key}=resnet18"])
 
 
 def test_held_out_classes_are_not_trained_on(tiny_dataset):
