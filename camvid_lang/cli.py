@@ -366,7 +366,7 @@ def _with_flags(message: str) -> str:
     for name in ("fresh=True", "text_bank=PATH", "weights=PATH"):
         flag = name.removesuffix("=True").replace("=", " ").replace("_", "-")
         message = message.replace(name, f"--{flag}")
-    if message.startswith(("none_below=", "compare=", "tile=")):
+    if message.startswith(("none_below=", "compare=", "tile=", "max_side=")):
         message = f"--{message.replace('_', '-', 1).replace('=', ' ', 1)}"
     return " ".join(message.splitlines())
 
@@ -420,8 +420,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (`head`, for example) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError, MemoryError, Warning) as error:  # Warning: by python -W error
-        text = str(error) or "out of memory: give smaller images or batches"
+    except Exception as error:
+        full = (
+            isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        )  # torch's
+        if not (full or isinstance(error, InputError | OSError | Warning)):  # by python -W error
+            raise
+        text = "out of memory: give smaller images or batches" if full else str(error)
         print(f"error: {_with_flags(text)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interruption:

@@ -114,7 +114,7 @@ def _run_rows(out: Path, rows: list[Experiment], arguments: list[str]) -> None:
                 with suppress(InputError):  # which ends the row, or the demo, later
                     bar.set_postfix_str(f"see {report_runs([out], coming=coming)}")
     if any(codes):
-        for log in out.glob("*.log"):
+        for log in filter(Path.exists, [out / f"{row.name}.log" for row in rows]):
             _, error, line = log.read_text(encoding="utf-8").rpartition("\nerror: ")
             if error:
                 raise InputError(f"{log.stem}: {line.strip()}")

@@ -32,7 +32,7 @@ def torch_defaults() -> Iterator[None]:
     """PyTorch's defaults in the block, whatever the session has set; also a decorator.
 
     Gradients are recorded, new tensors are float32 on the CPU, autocast is off, numpy's underflows
-    do not raise, and the session's random generator is restored.
+    do not raise, and the session's random generator (the CPU's) is restored.
     """
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:

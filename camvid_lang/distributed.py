@@ -83,8 +83,8 @@ def share(*tensors: Tensor) -> list[Tensor]:
 
 
 def replicate(model: nn.Module) -> nn.Module:
-    """The model, or where several processes train together, a wrapper that averages gradients."""
-    if world_size() == 1:
+    """The model, or where several processes train it together, one that averages gradients."""
+    if world_size() == 1 or not any(x.requires_grad for x in model.parameters()):
         return model
     if next(model.parameters()).device.type == "cuda":
         # In place: statistics over the whole batch. On CPUs torch has none but each share's.

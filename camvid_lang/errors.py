@@ -10,8 +10,8 @@ class InputError(Exception):
     """The input is wrong; the message says what is wrong, where, and how to fix it.
 
     Messages speak of arguments of the Python API. The command line prints them in one line, with
-    the flags of these arguments, and exits with code 1. Any other exception is a defect and keeps
-    its traceback.
+    the flags of these arguments, and exits with code 1. Other exceptions keep their traceback
+    there, except those of files and memory.
     """
 
 

@@ -107,8 +107,10 @@ def evaluate(
 
     Several processes (`distributed.processes`) share the frames; each of them has to call this.
     `vocabulary` replaces the model's and is compared by cosine; `InputError` if the classes are not
-    CamVid's 11.
+    CamVid's 11, or the model compares with no words (SwiftNet).
     """
+    if vocabulary and not isinstance(model, LanguageModel):
+        raise InputError("vocabulary: the model does not compare with words, leave it out")
     if (names := (vocabulary or model).names) != CLASSES:
         raise InputError(f"classes are {', '.join(names)}: give a vocabulary of the 11 of CamVid")
     synchronise(model)

@@ -7,7 +7,7 @@ The settings of an entry are the thesis's; a profile replaces some of them:
 * `cpu`: no accelerator. ResNet-18 where its weights are given, otherwise the tiny CLIP that the
   package ships, with higher rates; a narrower upsampler; a quarter of an hour of a core on real
   CamVid, an hour with ResNet-18.
-* `smoke`: `cpu` on a few frames for one epoch; seconds, for tests.
+* `smoke`: the models of `cpu` on a few frames for one epoch; seconds, for tests.
 """
 
 import difflib

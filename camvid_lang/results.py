@@ -1,6 +1,7 @@
 """The folder of a run, and what it leaves there for others to read."""
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -59,14 +60,15 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return filelock.FileLock(self.path / ".lock", timeout=0).acquire()
+            # Not filelock's other lock, a marker file, which outlives a machine that is lost.
+            lock = filelock.FileLock(self.path / ".lock", timeout=0, fallback_to_soft=False)
+            return lock.acquire()
         except filelock.Timeout as error:
             what = f"folder {self.path} is in use by another run"
             raise InputError(f"{what}: wait for it, or choose another") from error
-        except NotImplementedError:  # a disk without locks
-            return contextlib.nullcontext()
         except OSError as error:
-            if self.is_finished:  # and so only read
+            without_locks = error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+            if without_locks or self.is_finished:  # and so only read
                 return contextlib.nullcontext()
             what = f"folder {self.path} cannot be written to ({error.strerror})"
             raise InputError(f"{what}: choose another") from error

@@ -90,7 +90,8 @@ def run(  # noqa: PLR0913  the public API
         barrier()
         checkpoints = Checkpoints(folder.checkpoints, copies and copies.update)
         history = train(model, dataset.train, experiment, checkpoints, on_epoch, dataset.val)
-        checkpoints.prune()  # again, should the drive have refused
+        if is_main():
+            checkpoints.prune()  # again, should the drive have refused
         results = _score(model, dataset, experiment, history)
         results |= _describe(model, experiment, text_encoder)
         results |= {"prompts": prompts, "command": command}

@@ -114,12 +114,13 @@ class _Query:
 
     def __post_init__(self):
         tile, none_below = MIN_SIDE if self.tile is None else self.tile, self.none_below
+        none = f"none_below={none_below}"
         for is_wrong, message in (
             (self.max_side < MIN_SIDE, f"max_side={self.max_side}: choose at least {MIN_SIDE}"),
             (tile not in range(32, 1 << 31, 32), f"tile={tile}: choose a multiple of 32"),
             (self.compare not in COMPARE, f"compare={self.compare!r}: choose {', '.join(COMPARE)}"),
-            (none_below and self.compare == "clip", "none_below excludes compare='clip'"),
-            (not 0 <= none_below <= 1, f"none_below={none_below}: choose a value in 0..1"),
+            (not 0 <= none_below <= 1, f"{none}: choose a value in 0..1"),
+            (none_below and self.compare == "clip", f"{none}: it excludes compare='clip'"),
             (len(self.names) > 255, f"{len(self.names)} classes: ids are uint8, give at most 255"),
         ):
             if is_wrong:

@@ -7,7 +7,7 @@
 # class names look to CLIP, and how a segmentation is scored. It reproduces figures 4.1, 6.1 and 7.1
 # of the thesis that all six notebooks follow: Naomi Kombol, *Semantic segmentation by means of
 # language embeddings* (University of Zagreb, FER, 2023). Nothing is trained and no GPU is needed.
-# Most of the time on Colab is the download.
+# On Colab most of the time is spent on the download.
 
 # %%
 # {{setup}}
@@ -21,7 +21,7 @@ DRIVE = False  # @param {type: "boolean"}
 # %% [markdown]
 # | choice | meaning |
 # |---|---|
-# | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, 4 minutes of a T4 for a frozen model (see notebook 3). `cpu`: a small encoder and fewer epochs. `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
+# | `PROFILE` | `thesis`: the published settings, for a GPU. `quick`: the same with 30 epochs, 4 minutes of a T4 for a frozen model (see notebook 3). `cpu`: a small encoder, fewer epochs, and a loss and rates that suit them (listed in notebook 3). `smoke`: a few frames and one epoch, to test the notebooks. `auto`: `thesis` on a GPU, else `cpu`. |
 # | `DATA` | `camvid`: downloaded once, every image checked against a checksum. `scenes`: 660 drawn road scenes, which the package carries. Or a folder of your own in the same layout, or a zip or tar file of one. |
 # | `DRIVE` | Mounts Google Drive (Colab only; elsewhere write a folder instead) and mirrors all runs to it; all runs of the thesis together take about 9 GB (estimated from the sizes of the models). The data set stays on the local disk, since reading thousands of small files from Drive is too slow. |
 
@@ -97,7 +97,7 @@ print(f"val and train differ most in {CLASSES[most]}: val has {ratio[most]:.2f} 
 # ## Words as vectors
 #
 # CLIP was trained on hundreds of millions of images with captions. It has an image encoder and a
-# text encoder, and both end in a vector of the same length (640 numbers in the model of the thesis).
+# text encoder, and both end in a vector of the same dimension (640 in the model of the thesis).
 # Training moved the vectors of an image and of its own caption closer together and those of other
 # captions away. For a batch of $N$ pairs, with unit vectors $v_i$ of the images and $t_i$ of the
 # captions, the loss is
@@ -129,8 +129,8 @@ Markdown("\n".join(f"* **{name}**: {prompts[0]}" for name, prompts in descriptio
 # same embedding, pixels of either class match both, and the model can hardly separate them. With the
 # real CLIP, the thesis found the descriptions less similar to each other than the names. The tiny
 # CLIP of the profiles `cpu` and `smoke` knows little beyond these 11 classes and maps a name and its
-# description to almost the same vector; there the two rows of each table hardly differ. Only the
-# real CLIP can answer which of the two works better.
+# description to almost the same vector; there names and descriptions differ only if their numbers of
+# epochs do. Only the real CLIP can answer which of the two works better.
 
 # %%
 from camvid_lang.models.encoder import load_clip

@@ -6,7 +6,8 @@
 # How well does CLIP's image encoder segment without a decoder? First nothing is trained, then two
 # 1x1 convolutions. You will see the mIoU of four runs next to the thesis's (tables 7.1 and 7.2): it
 # reports 21.19 and 23.93 % without training (names, descriptions), 43.41 and 43.87 % with the
-# adapter, all on CamVid test. On a T4 the first two runs take about a minute each, and the adapter
+# adapter, all on CamVid test. (The tiny CLIP of `cpu` was trained on captions of such scenes as those below, so untrained
+# it has more there.) On a T4 the first two runs take about a minute each, and the adapter
 # 7 minutes per run at the thesis's 240 epochs (3.5 PFLOP at an assumed 8 TFLOP/s;
 # `benchmarks/bench.py --t4`); the profile `cpu` needs no GPU.
 
@@ -147,8 +148,7 @@ print(f"chance: mIoU {scores(confusion_matrix([(guesses, test.labels)]))['miou']
 #
 # where $V$ is the set of pixels that are not void, and $k_p$ the label of pixel $p$. Cosines lie
 # between -1 and 1: without the division by a small $\tau$, the softmax could not come close to
-# probabilities of 0 and 1. ($e^{x}$ is the exponential function here; in notebook 3, $e$ is the
-# epoch.)
+# probabilities of 0 and 1.
 
 # %%
 architecture("adapter")
@@ -177,12 +177,12 @@ for title, features in {
     print(f"{title:20} loss {loss.item():.2f} at temperature {temperature}")
 
 # %% [markdown]
-# `session.run` resumes an interrupted run and reads a finished one. Try it: interrupt the next cell
-# (the stop button) and run it again. It continues after the last epoch that was saved. After a
-# restart of the kernel, or tomorrow, *Run all* does the same. It first prints the settings other than the thesis's; notebook 3
-# says what they are for. With `cpu` the loss of the curves weighs pixels near other classes more, so it is larger than the
-# one above. The mIoU of the curves is that of the training crops while the weights still change, so it can be below the mIoU
-# on the test frames.
+# `session.run` resumes an interrupted run and reads a finished one. Try it: interrupt the next cell (the stop button)
+# and run it again. It continues after the last epoch that was saved. After a restart of the kernel, or tomorrow, *Run
+# all* does the same. It first prints the settings other than the thesis's; notebook 3 says what they are for. With
+# `cpu` the loss of the curves weighs pixels near other classes more, so it is larger than the one above. The mIoU of
+# the curves is that of the training crops while the weights still change, so it can be below the mIoU on the test
+# frames.
 
 # %%
 for name in [name for name in session.names if not name.startswith("bilinear")]:
@@ -213,8 +213,8 @@ predictions(shown.images[:2], shown.labels[:2], shown.predictions[:2], shown.nam
 #
 # <details><summary>Solutions, on drawn scenes</summary>
 #
-# 1. Large things: road 88 % IoU, sky 79, building 62, car 55. It misses poles (0.0 %), pedestrians (0.4) and signs (2.3): they
-#    are narrower than the 32 pixels of a position.
+# 1. Large things: road 88 % IoU, sky 79, building 62, car 55. It misses poles (0.0 %), pedestrians (0.4) and signs (2.3): most of
+#    them are narrower than the 32 pixels of a position.
 # 2. After one epoch the mIoU is 35.9 % (`benchmarks/exercises.json`), below the 36.5 without training, after six 37.2: the layers start from random
 #    weights, but there are few of them.
 # 3. Both are blobs of 32 pixels; the adapter changes which class a blob has, not its outline.

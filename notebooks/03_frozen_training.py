@@ -44,7 +44,8 @@ session = start(PROFILE, DATA, DRIVE, RUNS, FRESH, SETTINGS)
 # information and the least resolution. The upsampler
 #
 # 1. adds context from the whole image: **spatial pyramid pooling** averages the coarsest map over
-#    grids of 6, 3, 2 and 1 rows and concatenates the results with the map;
+#    grids of 6, 3, 2 and 1 rows (of overlapping cells where the map has fewer) and concatenates the
+#    results with the map;
 # 2. repeats three times: **upsample** by 2, add the encoder's map of that size (projected to the same
 #    number of channels by a 1x1 convolution), blend with a 3x3 convolution;
 # 3. ends in a map of stride 4 whose vectors, 640 numbers each, lie in the space of the text
@@ -132,27 +133,8 @@ print(f"largest difference   {float((direct - exact).abs().max()):.1e}")
 #
 # `model(images)` is all of the above: encoder, upsampler and cosines with the 11 text embeddings. The loss is that of
 # notebook 2, the cross-entropy of the cosines divided by the temperature, without void. `backward` computes its
-# gradient with respect to each trained parameter, and Adam changes them. Here are twenty steps on a single batch, which the
-# model soon fits.
-#
-# The thesis divides by 0.01. With few steps a larger temperature, higher learning rates that first rise linearly for
-# `warmup_epochs`, and more weight for pixels near another class train faster; the profile `cpu` has these, beside a
-# smaller model, smaller crops and fewer epochs. The next cell lists all that differs. A *boundary weight* $w$ other
-# than 1 (the thesis's) weighs the pixels: with $P_p$, the probability of the label of pixel $p$, the loss is
-#
-# $$ L = - \frac{\sum_p b_p \, e^{(1 - P_p) / 2} \, \log P_p}{\sum_p b_p}, $$
-#
-# where $b_p$ is $w$, $\tfrac{3}{4} w$, $\tfrac{1}{2} w$ or $\tfrac{1}{4} w$, but at least 1, if another class is at most 1, 4, 16
-# or 32 pixels away, and else 1 (Oršić and Šegvić 2021). The twenty steps leave it out.
-
-# %%
-from camvid_lang.experiments import EXPERIMENTS
-
-here = experiment.settings()
-print(f"{'setting':20}{'thesis':>30}{'here':>14}")
-for key, value in EXPERIMENTS["frozen-names"].settings().items():
-    if here[key] != value:
-        print(f"{key:20}{value:>30}{here[key]:>14}")
+# gradient with respect to each trained parameter, and Adam changes them. Here are twenty steps on a single batch, with the
+# profile's temperature and learning rate.
 
 # %%
 optimizer = torch.optim.Adam(model.decoder_parameters(), lr=experiment.lr)
@@ -174,15 +156,34 @@ for step in range(21):
 # `session.run` does the same for all batches of all epochs, with checkpoints, and scores the model. Adam, with an L2
 # term of $10^{-4}$, is given random crops (224x224 in the thesis), half of them flipped horizontally; there is no
 # other augmentation. The learning rate $\eta$ follows a cosine from $\eta_0$ ($4 \cdot 10^{-4}$ in the thesis)
-# towards 1/400 of it. In epoch $e = 0, \dots, E - 1$ of $E$ it is
+# towards 1/400 of it. In epoch $n = 0, \dots, N - 1$ of $N$ it is
 #
-# $$ \eta_e = \eta_0 \left( \rho + (1 - \rho) \, \frac{1 + \cos(\pi e / E)}{2} \right),
+# $$ \eta_n = \eta_0 \left( \rho + (1 - \rho) \, \frac{1 + \cos(\pi n / N)}{2} \right),
 # \qquad \rho = \tfrac{1}{400}. $$
 #
 # After each epoch a checkpoint is saved with weights, optimizer and gradient scaler; the crops of the
 # next epoch depend on the seed and the epoch only. A run that was killed and resumed therefore ends
 # with the same weights as one that was not. With `DRIVE` on, checkpoints are copied to Drive in the
 # background.
+#
+# The thesis divides by 0.01. With few steps a larger temperature, higher learning rates that first rise linearly for
+# `warmup_epochs`, and more weight for pixels near another class train faster; the profile `cpu` has these, beside a
+# smaller model, smaller crops and fewer epochs. The next cell lists all that differs. A *boundary weight* $w$ other
+# than 1 (the thesis's) weighs the pixels: with $P_p$, the probability of the label of pixel $p$, the loss is
+#
+# $$ L = - \frac{\sum_p b_p \, e^{(1 - P_p) / 2} \, \log P_p}{\sum_p b_p}, $$
+#
+# where $b_p$ is $w$, $\tfrac{3}{4} w$, $\tfrac{1}{2} w$ or $\tfrac{1}{4} w$, but at least 1, if another class is at
+# most 1, 4, 16 or 32 pixels away, and else 1 (Oršić and Šegvić 2021). The twenty steps above leave it out.
+
+# %%
+from camvid_lang.experiments import EXPERIMENTS
+
+here = experiment.settings()
+print(f"{'setting':20}{'thesis':>30}{'here':>14}")
+for key, value in EXPERIMENTS["frozen-names"].settings().items():
+    if here[key] != value:
+        print(f"{key:20}{value:>30}{here[key]:>14}")
 
 # %%
 for name in session.names:
@@ -219,9 +220,9 @@ predictions(shown.images, shown.labels, shown.predictions, shown.names)
 # <details><summary>Solutions, on drawn scenes</summary>
 #
 # 1. After 11 epochs (`benchmarks/exercises.json`; the run above has 12) the mIoU is 53.1 % at 0.07, the profile's temperature, and
-#    51.9 at 1: the largest cosine is the same whatever divides it, only the training differs. The loss changes much. Cosines lie
-#    between -1 and 1, so at temperature 1 a class among 11 has a probability of at most $e^1 / (e^1 + 10\,e^{-1}) = 0.42$, and the
-#    loss is at least $-\log 0.42 = 0.86$.
+#    51.9 at 1: dividing by $\tau$ does not change which cosine is largest, only the training differs. The loss changes much. Cosines lie
+#    between -1 and 1, so at temperature 1 a class among 11 has a probability of at most $e^1 / (e^1 + 10\,e^{-1}) = 0.425$, and the
+#    loss is at least $-\log 0.425 = 0.86$.
 # 2. The one after the last checkpoint, and the curve is the same: the crops follow from seed and epoch.
 # 3. After 11 epochs 49.7 % with 16 channels against 53.1 with 64.
 #

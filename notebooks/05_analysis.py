@@ -46,7 +46,7 @@ from camvid_lang.report.figures import Canvas, family_colours
 from camvid_lang.report.tables import banner, finding, short_runs
 
 published = {} if banner(results) else {name: row["miou"] for name, row in THESIS_ROWS.items()}
-short = short_runs(results)  # {run: "3 epochs, others 30"}
+short = short_runs(results)  # {run: "3 epochs, others up to 30"}
 names = [f"{name} ({short[name]})" if name in short else name for name in results]
 figure = Canvas("mIoU of each run", 8, 0.9 + 0.3 * len(names))
 axes = figure.subplots()
@@ -170,7 +170,7 @@ predictions(test.images[chosen], test.labels[chosen], ids[chosen], names, title=
 # ## Compare with the thesis
 #
 # In the thesis the best language model is 0.76 points of mIoU behind SwiftNet (63.76 and 64.52 %,
-# table 7.6): this is the price of comparing with text embeddings instead of training fixed outputs.
+# table 7.6). They differ in encoder, width and pretraining too, so this is not the price of text embeddings alone.
 # Names and descriptions differ by 0.17 points (63.16 and 62.99 %, table 7.3), and a trained upsampler
 # gains about 20 points over the adapter (table 7.2). The note above the tables says whether your runs
 # were measured on CamVid with the thesis's encoder.

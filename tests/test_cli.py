@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import write_manifest
 from PIL import Image
+from torch import OutOfMemoryError
 
 from camvid_lang import cli
 from camvid_lang.cli import main
@@ -304,6 +305,7 @@ def test_help_version_and_wrong_usage(capsys):
         (KeyboardInterrupt(), 130, "interrupted"),
         (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'"),
         (MemoryError(), 1, "error: out of memory: give smaller images or batches"),
+        (OutOfMemoryError(), 1, "error: out of memory: give smaller images or batches"),
         (InputError("two\nlines"), 1, "error: two lines"),
     ],
 )

@@ -231,6 +231,34 @@ def test_the_mirror_follows_and_is_restored(pair, tmp_path, monkeypatch):
     assert set(sizes) == {0}
 
 
+def test_a_copy_that_takes_longer_than_two_epochs_is_whole(pair, monkeypatch):
+    """The checkpoint that is copied is deleted meanwhile and stays readable for it."""
+    saved, remote, copies = pair
+    saved = Checkpoints(saved.folder, on_saved=copies.update)
+    begun, go_on, read = threading.Event(), threading.Event(), shutil.copyfileobj
+
+    def slowly(source, target, _length):
+        target.write(source.read(100))
+        begun.set()
+        go_on.wait(60)
+        read(source, target)
+
+    monkeypatch.setattr(mirror.shutil, "copyfileobj", slowly)
+    copies.update()
+    begun.wait(60)
+    for epoch in (2, 3, 4):
+        saved.save(state(epoch))
+    assert names(saved) == ["last-0003.pt", "last-0004.pt"]
+    go_on.set()
+    kept, deadline = Checkpoints(remote / "checkpoints"), time.monotonic() + 60
+    while not kept.files() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    path, found = kept.newest()
+    assert equal(found, state(int(path.stem[5:])))
+    assert copies.finish()
+    complete(saved, remote)
+
+
 def test_a_mirror_that_is_full_or_hangs_does_not_hold_the_run(pair, monkeypatch, capsys):
     saved, remote, copies = pair
     fsync, calls, released = os.fsync, [], threading.Event()

@@ -15,6 +15,7 @@ from kill_harness import equal
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from camvid_lang import distributed
 from camvid_lang.data.camvid import load_camvid
 from camvid_lang.data.classes import CLASSES, VOID
 from camvid_lang.data.words import class_prompts
@@ -130,6 +131,8 @@ def test_a_vocabulary_of_fewer_classes_is_trained_on_and_asked_for_all(tiny_data
     right = (ids == test.labels)[test.labels != VOID].float().mean().item()
     found = evaluate(model, test, vocabulary=all_words)
     assert found["accuracy"] == pytest.approx(100 * right)
+    with pytest.raises(InputError, match="does not compare with words"):
+        evaluate(build_model(experiment("swiftnet"))[0], test, vocabulary=all_words)
 
 
 # Resuming
@@ -163,6 +166,12 @@ def test_averaged_weights_resume_exactly_and_are_used(tiny_dataset, tmp_path):
     assert not equal(state["model"], whole.trained_state())
     assert (found, loaded.training) == (entry, False)
     assert equal(loaded.vocabulary.state(), state["vocabulary"])
+
+
+def test_two_processes_need_no_gradients_where_nothing_is_trained(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    model = build_model(configure("bilinear-names", "smoke"))[0]
+    assert distributed.replicate(model) is model
 
 
 @pytest.mark.slow(36)

@@ -116,6 +116,9 @@ def test_the_demo_keeps_its_synonyms_and_loses_unrelated_words(scenes):
 
 
 def test_a_wording_that_cannot_be_asked_is_refused(asked):
+    many = {name: [f"{name} {i}" for i in range(24)] for name in CLASSES}
+    with pytest.raises(InputError, match=r"264 phrases: .* at most 255"):
+        Wording("", many)
     wording = Wording("", {name: [f"{name} " * 99] for name in CLASSES})
     for name, message in (("own", "is the wording of training"), ("long", "prompt 'sky sky")):
         with pytest.raises(InputError, match=f"'{name}'.* {message}"):

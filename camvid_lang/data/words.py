@@ -136,7 +136,7 @@ class Wording:
         reason: why these words.
         words: {"tree": ["bush", "hedge"], "road+pavement": ["ground"], ...}: a class, or several
             taken as one, and its phrases, of which the one that fits a pixel best counts. Together
-            the keys are the 11 classes, each once; otherwise `InputError`.
+            the keys are the 11 classes, each once, with 255 phrases at most; else `InputError`.
     """
 
     reason: str
@@ -147,6 +147,8 @@ class Wording:
         if named != sorted(CLASSES):
             fix = f"give each of the classes {', '.join(CLASSES)} once ('road+pavement' is both)"
             raise InputError(f"wording: its keys are {', '.join(self.words)}; {fix}")
+        if (count := len(self.phrases)) > 255:
+            raise InputError(f"wording: {count} phrases: ids are uint8, give at most 255")
 
     @property
     def groups(self) -> list[list[int]]:

@@ -54,7 +54,8 @@ def cosine_logits(
         projection: (D, C), applied to every feature vector first.
 
     Returns:
-        (N, K, H, W) cosines in [-1, 1], float32 also under autocast (float64 for float64 features);
+        (N, K, H, W) cosines in [-1, 1] up to rounding, float32 also under autocast (float64 for
+        float64 features);
         zeros where a pixel's vector is zero.
 
     Example:

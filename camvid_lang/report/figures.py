@@ -78,6 +78,7 @@ def architecture(model: str = "clip-upsampler", result: Mapping | None = None) -
 class Canvas(Figure):
     """A figure with a title (sizes in inches) that a notebook shows without pyplot."""
 
+    @_styled
     def __init__(self, title: str, width: float, height: float):
         super().__init__(figsize=(width, height), dpi=100, layout="constrained")
         self.suptitle(one_line(title))
@@ -107,7 +108,7 @@ def _gallery(title: str, rows: Sequence[Sequence], legend: Collection[tuple]) ->
     """Rows of (heading, image (H, W, 3)), the last may be short, above a legend (name, colour)."""
     columns = len(rows[0])
     each, across = 9.6 / max(columns, 3), 6 if columns > 2 else 4
-    tall = len(rows) * (each * _aspect(rows[0][0][1]) + 0.3) + 0.6
+    tall = len(rows) * (each * _aspect(rows[0][0][1]) + 0.3) + 0.3
     figure = Canvas(title, each * columns, tall + math.ceil(len(legend) / across) * 0.25 + 0.2)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     cells = [cell for row in rows for cell in row]
@@ -320,7 +321,7 @@ def curves(histories: Mapping[str, Sequence[Mapping]], title: str = "Training") 
     colours = family_colours(histories)
     histories = {name: history for name, history in histories.items() if len(history) > 1}
     figure = Canvas(title, 5.6, 5.2 + 0.25 * math.ceil(len(histories) / 2))
-    labels = {"loss": "cross-entropy loss", "miou": "mIoU on the training crops (%)"}
+    labels = {"loss": "training loss", "miou": "mIoU on the training crops (%)"}
     if any("miou_val" in history[-1] for history in histories.values()):
         labels["miou"] = "mIoU (%): training crops; dotted: val"
     for axes, (key, label) in zip(figure.subplots(2, 1, sharex=True), labels.items(), strict=True):
@@ -355,7 +356,8 @@ def class_frequencies(counts: Mapping[str, ArrayLike]) -> Canvas:
         bars = axes.barh(places, share, thick * 0.9, color=OKABE_ITO[index], label=split)
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     axes.set_yticks(range(12), [name for name, _ in CAMVID_LEGEND])
-    axes.invert_yaxis()
+    axes.set_ylim(11.6, -0.6)
+    axes.margins(x=0.08)
     axes.set_xlabel("share of all pixels (%)")
     axes.grid(axis="x")
     axes.legend(title="split")

@@ -96,13 +96,13 @@ def mean(values: Sequence) -> object:
 
 
 def short_runs(results: Results) -> dict[str, str]:
-    """{run: "3 epochs, others 30"}, where another trained the same part on the same data longer."""
+    """{run: "3 epochs, others up to 30"}, where a run of the same part and data had more epochs."""
     runs, whole = [], "encoder and upsampler"
     for name, result in results.items():
         part = whole if result["settings"].get("train_encoder") else family(name)
         runs.append((f"{part}, {result['data']['name']}", len(result["history"]), name))
     most = {part: epochs for part, epochs, _ in sorted(runs)}
-    return {n: f"{e} epochs, others {most[part]}" for part, e, n in runs if e < most[part]}
+    return {n: f"{e} epochs, others up to {most[part]}" for part, e, n in runs if e < most[part]}
 
 
 def fair_runs(results: Results, name: str) -> list[str]:

@@ -90,9 +90,11 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Delete all but the last two files; what a drive refuses to delete waits for next time."""
+        # Not emptied where a mirror follows, which may be copying it and would take it as whole.
+        remove = Path.unlink if self.on_saved else delete
         for path in self.files()[:-KEPT]:
             with contextlib.suppress(OSError):
-                delete(path)
+                remove(path)
 
     def save(self, state: Mapping) -> Path:
         """Save the state after state["epoch"] epochs; `InputError`: it cannot; older files stay."""
