@@ -267,7 +267,7 @@ def test_a_run_of_fewer_epochs_is_marked_and_not_compared(tmp_path):
     runs["frozen-names"] = result("frozen-names", -1.0)  # trains another part of the network
     assert tables.short_runs({**runs, "full-names": result(data=SCENES, history=history)}) == {}
     best = "The best language model is full-names: mIoU 61.1 %"
-    note = "2 epochs, others 30"
+    note = "2 epochs, others up to 30"
     assert tables.finding(runs) == f"{best}. SwiftNet is not compared ({note})."
     assert tables.short_runs(runs) == dict.fromkeys(("full-descriptions", "swiftnet"), note)
     for name, run in runs.items():
@@ -302,7 +302,7 @@ def test_a_page_without_a_run_that_can_be_best_is_written(tmp_path):
     longer = result("swiftnet", settings=whole, history=short["history"] * 2)
     for name, run in {"full-names": short, "swiftnet": longer}.items():
         write_run(tmp_path / name, run)
-    assert "2 epochs, others 4" in Page(report_runs([tmp_path])).text
+    assert "2 epochs, others up to 4" in Page(report_runs([tmp_path])).text
 
 
 def test_seeds_of_one_experiment_are_one_row_with_their_mean_and_each_value(tmp_path):
