@@ -421,9 +421,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (`head`, for example) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        full = (
-            isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        )  # torch's
+        # By name, as torch may not have been imported: its error is a RuntimeError.
+        full = type(error).__name__.endswith("MemoryError")
         if not (full or isinstance(error, InputError | OSError | Warning)):  # by python -W error
             raise
         text = "out of memory: give smaller images or batches" if full else str(error)

@@ -128,8 +128,8 @@ panel(segmenter, images)
 # same things; *far*, only related ones (fog, skyscraper, bush, bus); *finer*, several kinds of a class; *coarser*, one
 # word for several classes, which then count as one; *unrelated*, things that no frame shows, each counted as the class
 # in whose place it is asked; *descriptions*. All are in `camvid_lang/assets/`. *own* should equal *trained*, and
-# *unrelated* be near to chance; of four frames only large differences mean something. On the whole test split: `python
-# -m camvid_lang vocabulary RUN --data DIR`.
+# *unrelated* be near to chance; of four frames only large differences mean something. On the whole test split:
+# `python -m camvid_lang vocabulary RUN --data DIR`.
 
 # %%
 if segmenter.experiment.epochs:

@@ -153,6 +153,6 @@ def test_examples_of_docstrings_and_readme_run(finished, tmp_path, monkeypatch):
     assert Path("overlay.png").exists()
     blocks = "".join(re.findall("```sh\n(.*?)```", examples, re.DOTALL)).splitlines()
     commands = [x for x in blocks if x.startswith("python -m camvid_lang") and "# a GPU" not in x]
-    assert len(commands) >= 4
+    assert len(commands) >= 5
     assert [main(shlex.split(x, comments=True)[3:]) for x in commands] == [0] * len(commands)
     assert {path.name for path in Path("words").iterdir()} >= {"street.png", "scene_overlay.png"}

@@ -54,9 +54,8 @@ def cosine_logits(
         projection: (D, C), applied to every feature vector first.
 
     Returns:
-        (N, K, H, W) cosines in [-1, 1] up to rounding, float32 also under autocast (float64 for
-        float64 features);
-        zeros where a pixel's vector is zero.
+        (N, K, H, W) cosines in [-1, 1] up to rounding, zeros where a pixel's vector is zero;
+        float32 also under autocast (float64 for float64 features).
 
     Example:
         >>> features = torch.tensor([[3.0, 0.0], [4.0, 1.0]]).view(1, 2, 1, 2)
